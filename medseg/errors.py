@@ -1,0 +1,32 @@
+"""The errors medseg raises on purpose.
+
+    ValueError
+     +-- MedsegError            exit code 2
+          +-- InputError        a file, folder or array that cannot be used
+          |    +-- GeometryError  its position in the patient cannot be trusted
+          +-- ConfigError       a setting, plan or label table that makes no sense
+          +-- ModelError        weights, runs or devices that cannot be used
+
+Every message is one line: which file or argument, what was found, what was expected, what to do.
+Anything else that escapes (an AssertionError, say) is a fault of medseg and keeps its traceback.
+"""
+
+
+class MedsegError(ValueError):
+    """Base of everything a user can put right; the command line prints it as one line."""
+
+
+class InputError(MedsegError):
+    """A file, folder or array that cannot be read or does not hold what it should."""
+
+
+class GeometryError(InputError):
+    """An affine, spacing or grid that is broken, ambiguous, or does not fit its partner."""
+
+
+class ConfigError(MedsegError):
+    """A setting, plan or label table that is unknown, out of range or contradictory."""
+
+
+class ModelError(MedsegError):
+    """Weights, a training run or a device that cannot be used as asked."""

@@ -1,0 +1,64 @@
+"""Files that appear whole or not at all.
+
+Everything medseg writes goes to a temporary name in the target folder, is flushed to the disk, and is then
+renamed over the old file: whenever the process dies, the old file or the new one is there.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import InputError
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``target`` (same suffixes) that is renamed to it when the block ends well.
+
+    The target's folder is made where it is missing. On an error the temporary file is removed and the
+    target stays as it was.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror or error}); check the folder, its permissions and free space"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(target: Path | str, data: Any) -> None:
+    """Write JSON (NaN as null, keys in the order given) whole or not at all."""
+    write_text(target, json.dumps(_without_nan(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _without_nan(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_nan(value) for value in data]
+    if hasattr(data, "item") and getattr(data, "ndim", None) == 0:
+        data = data.item()
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    return data

@@ -1,0 +1,237 @@
+"""The Plan: everything decided before training, in one readable YAML file saved with the model.
+
+Training and inference read the same Plan, so they cannot drift apart. It is frozen; `Plan.with_overrides`
+returns a changed copy. ``reasons`` says, for the fields that were derived from a cohort, why they have
+their value.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from medseg.errors import ConfigError
+from medseg.labels import LabelTable
+
+PLAN_VERSION = 1
+
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+Labels = Annotated[
+    LabelTable,
+    BeforeValidator(lambda v: v if isinstance(v, LabelTable) else LabelTable.from_dict(v)),
+    PlainSerializer(lambda v: v.to_dict()),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class InputPlan(_Section):
+    """How a volume becomes the network's input; the same in training and inference."""
+
+    orientation: str = "HPL"
+    #: (row, column) size in mm of the pixels that the network sees; slices stay as they are.
+    spacing_mm: tuple[float, float]
+    #: Where the context planes of a slice lie, mm along the slice axis, ascending; (0.0,) is slice-wise.
+    context_mm: tuple[float, ...] = (0.0,)
+    #: ``window``: each (low, high) of ``windows`` is mapped to -1..1 and is one channel per plane;
+    #: ``zscore``: one channel per plane, volume mean 0 and SD 1 (MR).
+    intensity: Literal["window", "zscore"] = "window"
+    windows: tuple[tuple[float, float], ...] = ((-160.0, 240.0),)
+    #: Everything at or below this value all around the patient is left out before the network; None: nothing is.
+    air_threshold: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "InputPlan":
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm {self.spacing_mm}: expected more than 0")
+        if 0.0 not in self.context_mm or list(self.context_mm) != sorted(set(self.context_mm)):
+            raise ValueError(f"context_mm {self.context_mm}: expected ascending offsets that include 0")
+        if self.intensity == "window" and (not self.windows or any(low >= high for low, high in self.windows)):
+            raise ValueError(f"windows {self.windows}: expected (low, high) pairs with low < high")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Input channels C: planes x windows."""
+        return len(self.context_mm) * (len(self.windows) if self.intensity == "window" else 1)
+
+
+class ModelPlan(_Section):
+    """The network."""
+
+    backbone: Backbone = "resnet50"
+    norm: Literal["group", "frozen_batch", "batch"] = "group"
+    fpn_channels: int = Field(256, ge=8)
+    #: Anchor side (square root of area) in pixels, one tuple per pyramid level (strides 4, 8, 16, 32, 64).
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))
+    #: Height / width of anchors.
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    roi_op: Literal["align", "pool"] = "align"
+    #: Half-pixel correction of ROI Align; off only for weights that were trained without (torchvision's).
+    roi_aligned: bool = True
+    roi_sampling_ratio: int = Field(2, ge=1)
+    box_roi_size: int = Field(7, ge=1)
+    box_head_channels: int = Field(1024, ge=8)
+    mask_roi_size: int = Field(14, ge=2)
+    #: Side M of the predicted masks; mask_roi_size times a power of two.
+    mask_size: int = Field(28, ge=4)
+    mask_head_channels: int = Field(256, ge=8)
+    mask_head: Literal["class_specific", "class_agnostic"] = "class_specific"
+    mask_loss: Literal["sigmoid", "softmax"] = "sigmoid"
+    #: Non-maximum suppression and number of proposals.
+    rpn_nms_iou: float = Field(0.7, gt=0, le=1)
+    proposals_before_nms: int = Field(1000, ge=1)
+    proposals: int = Field(200, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelPlan":
+        factor = self.mask_size / self.mask_roi_size
+        if factor < 1 or factor != int(factor) or int(factor) & (int(factor) - 1):
+            raise ValueError(
+                f"mask_size {self.mask_size}: expected mask_roi_size {self.mask_roi_size} times 1, 2, 4 or 8"
+            )
+        if not 4 <= len(self.anchor_sizes) <= 5:
+            raise ValueError(f"anchor_sizes has {len(self.anchor_sizes)} levels, expected 4 or 5")
+        if len({len(level) for level in self.anchor_sizes}) != 1 or any(s <= 0 for lv in self.anchor_sizes for s in lv):
+            raise ValueError("anchor_sizes: expected the same number of positive sizes on every level")
+        if self.mask_head == "class_agnostic" and self.mask_loss == "softmax":
+            raise ValueError("mask_loss softmax compares classes; it needs mask_head class_specific")
+        return self
+
+
+class TrainingPlan(_Section):
+    """The optimisation."""
+
+    seed: int = 0
+    steps: int = Field(10000, ge=1)
+    batch_size: int = Field(4, ge=1)
+    #: (rows, columns) of the training crop in pixels, a multiple of 32.
+    crop_size: tuple[int, int] = (256, 256)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    clip_norm: float = Field(5.0, gt=0)
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    rpn_samples: int = Field(128, ge=2)
+    box_samples: int = Field(64, ge=2)
+    positive_fraction: float = Field(0.5, gt=0, le=1)
+    proposals: int = Field(400, ge=1)
+    #: Share of samples drawn around an object (classes take turns); the rest are drawn anywhere.
+    object_fraction: float = Field(0.85, ge=0, le=1)
+    #: Share of cases held out for validation (at least one where there are four or more cases).
+    validation_fraction: float = Field(0.2, ge=0, lt=1)
+    validate_every: int = Field(500, ge=1)
+    workers: int = Field(2, ge=0)
+    augment: bool = True
+    #: Mirroring is off by default: a mirrored patient has the liver on the left.
+    flip_columns: bool = False
+
+
+class InferencePlan(_Section):
+    """From network output to detections per slice."""
+
+    score_threshold: float = Field(0.2, ge=0, le=1)
+    nms_iou: float = Field(0.5, gt=0, le=1)
+    detections_per_slice: int = Field(50, ge=1)
+    proposals: int = Field(200, ge=1)
+    batch_size: int = Field(8, ge=1)
+
+
+class LinkingPlan(_Section):
+    """From detections per slice to objects (see `medseg.linking`)."""
+
+    #: Slices that an object may be missing from, as a distance between the slices that show it, mm.
+    gap_mm: float = Field(6.0, ge=0)
+    #: IoU of the masks of two slices at which they are as likely the same object as not.
+    link_iou: float = Field(0.3, gt=0, lt=1)
+    #: The same for masks with an empty slice between them.
+    gap_iou: float = Field(0.4, gt=0, lt=1)
+    #: Detections of one slice and class that overlap this much (of the smaller) are one.
+    duplicate_overlap: float = Field(0.6, gt=0, le=1)
+    mask_threshold: float = Field(0.5, gt=0, lt=1)
+    #: Objects scored lower than this are dropped.
+    min_score: float = Field(0.3, ge=0, le=1)
+    #: Objects shorter than this along the slice axis are dropped, mm.
+    min_extent_mm: float = Field(0.0, ge=0)
+
+
+class Plan(_Section):
+    """Everything decided from the cohort and by the user; see the module text."""
+
+    version: Literal[1] = PLAN_VERSION
+    labels: Labels
+    input: InputPlan
+    model: ModelPlan = ModelPlan()
+    training: TrainingPlan = TrainingPlan()
+    inference: InferencePlan = InferencePlan()
+    linking: LinkingPlan = LinkingPlan()
+    reasons: dict[str, str] = {}
+
+    def with_overrides(self, settings: dict[str, Any]) -> "Plan":
+        """Return a copy with dotted fields replaced, e.g. ``{"model.backbone": "resnet18"}``.
+
+        Raises:
+            ConfigError: an unknown field or a value out of range.
+        """
+        data = self.model_dump(mode="json")
+        for key, value in settings.items():
+            *path, last = key.split(".")
+            node: Any = data
+            for part in path:
+                node = node.get(part) if isinstance(node, dict) else None
+            if not isinstance(node, dict) or last not in node:
+                raise ConfigError(f"setting {key!r} is unknown; the fields are those of plan.yaml, as section.field")
+            node[last] = value
+        return parse_plan(data, "settings")
+
+    def to_yaml(self) -> str:
+        """Return the plan as YAML, the reason beside each derived field."""
+        lines = []
+        section = ""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+        for line in text.splitlines():
+            if line and not line.startswith((" ", "-")):
+                section = line.split(":")[0]
+            field = line.strip().split(":")[0]
+            reason = self.reasons.get(f"{section}.{field}") if section != "reasons" else None
+            if reason and line.startswith("  "):
+                lines.append(f"  # {reason}")
+            lines.append(line)
+        return "\n".join(lines) + "\n"
+
+
+def parse_plan(data: Any, source: str) -> Plan:
+    """Validate plain data as a Plan; ``source`` names it in the ConfigError."""
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"]) or "the plan"
+        problem = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ConfigError(f"{source}: {place}: {problem} (found {str(first.get('input'))[:80]!r})") from None
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan.yaml; ConfigError names the file and the field."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such plan; a training run folder holds plan.yaml") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
+    return parse_plan(data, str(path))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split ``section.field=value`` (value in YAML) as `medseg train --set` takes it."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected section.field=value, for example model.backbone=resnet18")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value is not YAML") from None
