@@ -1,0 +1,149 @@
+"""The cohort table: which image belongs to which label file and patient.
+
+A cohort is a folder with ``cohort.csv`` (columns image, label, patient; paths relative to the table) and,
+beside it, ``labels.json`` with the label table. Training and evaluation both read it here, so that they
+give a case the same name.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import InputError, MedsegError
+from medseg.labels import LabelTable
+
+COLUMNS = ("image", "label", "patient")
+TABLE_NAME = "cohort.csv"
+LABELS_NAME = "labels.json"
+
+#: Endings that are taken off a file name to get its stem, longest first.
+_SUFFIXES = (".seg.nrrd", ".seg.nhdr", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortRow:
+    """One case of a cohort.
+
+    Attributes:
+        name: the case's name, unique in its table (see `case_name`).
+        image: absolute path of the image, a file or a DICOM folder.
+        label: absolute path of the label file.
+        patient: whose image it is; cases of one patient are never split between training and validation.
+    """
+
+    name: str
+    image: Path
+    label: Path
+    patient: str
+
+
+def stem_of(path: Path) -> str:
+    """Return the file name without its image suffix (``a.b.nii.gz`` gives ``a.b``), a folder's name as it is."""
+    lower = path.name.lower()
+    for suffix in _SUFFIXES:
+        if lower.endswith(suffix) and len(lower) > len(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def case_name(image: Path, label: Path) -> str:
+    """Return what a case is called.
+
+    It is the name of the folder that holds the label file where the image is a DICOM folder called
+    ``dicom`` (then every image of the cohort is called that), else the stem of the image.
+    """
+    return label.parent.name if image.name == "dicom" else stem_of(image)
+
+
+def table_path(path: Path | str) -> Path:
+    """Return the table that a path means: the file itself, or ``cohort.csv`` in the folder."""
+    path = Path(path)
+    return path / TABLE_NAME if path.is_dir() else path
+
+
+def read_cohort_table(path: Path | str, *, images: bool = True) -> list[CohortRow]:
+    """Read a cohort table.
+
+    Args:
+        path: the table, or the folder that holds ``cohort.csv``.
+        images: whether the images must be there; evaluation reads the label files alone.
+
+    Returns:
+        The cases in the order of the table; at least one.
+
+    Raises:
+        InputError: no table, not a CSV, a column missing, no rows, an empty cell, a file that is not
+            there (row named; the header is row 1), or two rows of one name.
+    """
+    table = table_path(path)
+    if not table.exists():
+        raise InputError(f"{table}: no such cohort table; expected a CSV with the columns {', '.join(COLUMNS)}")
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = [str(column).strip() for column in reader.fieldnames or ()]
+            reader.fieldnames = header
+            entries = [(reader.line_num, entry) for entry in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: not a readable UTF-8 CSV file ({error})") from None
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise InputError(f"{table}: columns {missing} are missing (found {header}); expected {', '.join(COLUMNS)}")
+    if not entries:
+        raise InputError(f"{table}: no cases below the header; add a row per case")
+    rows: list[CohortRow] = []
+    first_line: dict[str, int] = {}
+    for line, entry in entries:
+        row = _read_row(entry, table, line, images)
+        if row.name in first_line:
+            raise InputError(
+                f"{table}, rows {first_line[row.name]} and {line}: two cases are called {row.name!r}; rename the images"
+            )
+        first_line[row.name] = line
+        rows.append(row)
+    return rows
+
+
+def _read_row(entry: dict[str, str | None], table: Path, line: int, images: bool) -> CohortRow:
+    cells = {column: (entry.get(column) or "").strip() for column in COLUMNS}
+    empty = [column for column in COLUMNS if not cells[column]]
+    if empty:
+        raise InputError(f"{table}, row {line}: {' and '.join(empty)} empty; fill in every column")
+    image, label = (table.parent.absolute() / cells[column] for column in ("image", "label"))
+    for column, file in (("image", image), ("label", label)):
+        if not file.exists() and (images or column == "label"):
+            raise InputError(f"{table}, row {line}: {column} {cells[column]!r} does not exist (looked for {file})")
+    return CohortRow(name=case_name(image, label), image=image, label=label, patient=cells["patient"])
+
+
+def read_cohort_labels(path: Path | str) -> LabelTable | None:
+    """Read ``labels.json`` beside a cohort table or in a folder; None where there is none.
+
+    Raises:
+        InputError: the file is there and is not a label table.
+    """
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / LABELS_NAME
+    return read_label_file(file) if file.exists() else None
+
+
+def read_label_file(path: Path | str) -> LabelTable:
+    """Read a JSON label table (a list of `LabelTable.to_dict` entries).
+
+    Raises:
+        InputError: missing, not JSON, or not a list of labels.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such label table; expected JSON, a list of labels with id and name") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
+        raise InputError(f'{path}: expected a list of labels, for example [{{"id": 1, "name": "liver"}}]')
+    try:
+        return LabelTable.from_dict(data)
+    except MedsegError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,89 @@
+"""Cohort tables: names, paths, and one clear line for every fault."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medseg.errors import InputError
+from medseg.io.cohort_table import case_name, read_cohort_labels, read_cohort_table, stem_of
+from medseg.labels import LabelTable
+
+
+def cohort(folder: Path, rows: str, *files: str) -> Path:
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    (folder / "cohort.csv").write_text(rows, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("a.nii.gz", "a"),
+        ("a.b.seg.nrrd", "a.b"),
+        ("A.NII.GZ", "A"),
+        ("case_1", "case_1"),
+        (".nii", ".nii"),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_stem(name: str, stem: str) -> None:
+    assert stem_of(Path("x") / name) == stem
+
+
+def test_case_name_is_the_label_folder_for_dicom_and_the_stem_otherwise() -> None:
+    assert case_name(Path("/c/case_007/dicom"), Path("/c/case_007/label.seg.nrrd")) == "case_007"
+    assert case_name(Path("/c/imagesTr/h_001.nii.gz"), Path("/c/labelsTr/h_001.nii.gz")) == "h_001"
+
+
+def test_paths_are_relative_to_the_table_and_columns_may_come_in_any_order(tmp_path: Path) -> None:
+    text = "\ufeffpatient, label,image,note\np1,l/a.nii.gz,i/a.nii.gz,x\np2,l/b.nii.gz,i/b.nii.gz,y\n"
+    folder = cohort(tmp_path, text, "i/a.nii.gz", "i/b.nii.gz", "l/a.nii.gz", "l/b.nii.gz")
+    rows = read_cohort_table(folder)
+    assert [row.name for row in rows] == ["a", "b"]
+    assert rows[1].image == tmp_path / "i/b.nii.gz" and rows[1].label == tmp_path / "l/b.nii.gz"
+    assert rows[1].patient == "p2"
+    assert read_cohort_table(folder / "cohort.csv") == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,label\na.nii,b.nii\n", r"\['patient'\] are missing"),
+        ("image,label,patient\n", "no cases"),
+        ("", "are missing"),
+        ("image,label,patient\na.nii,b.nii,p\na.nii,,p\n", "row 3: label empty"),
+        ("image,label,patient\na.nii,nowhere.nii,p\n", "row 2: label 'nowhere.nii' does not exist"),
+        ("image,label,patient\nnowhere.nii,b.nii,p\n", "row 2: image 'nowhere.nii' does not exist"),
+        ("image,label,patient\na.nii,b.nii,p\na.nii,b.nii,q\n", "rows 2 and 3: two cases are called 'a'"),
+        ('image,label,patient\n"a.nii,b.nii,p\n', "not a readable"),
+    ],
+)
+def test_faults_name_the_row(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        read_cohort_table(cohort(tmp_path, text, "a.nii", "b.nii"))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_images_are_allowed_where_only_labels_are_read(tmp_path: Path) -> None:
+    folder = cohort(tmp_path, "image,label,patient\nnowhere.nii,b.nii,p\n", "b.nii")
+    assert read_cohort_table(folder, images=False)[0].name == "nowhere"
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such cohort table"):
+        read_cohort_table(tmp_path)
+
+
+def test_labels_beside_the_table(tmp_path: Path) -> None:
+    assert read_cohort_labels(tmp_path) is None
+    table = LabelTable.from_names(["liver", "lesion"], kinds={"lesion": "ids"})
+    (tmp_path / "labels.json").write_text(json.dumps(table.to_dict()))
+    assert read_cohort_labels(tmp_path) == table
+    assert read_cohort_labels(tmp_path / "cohort.csv") == table
+    for text in ("{", '{"1": "liver"}', '[{"id": 0, "name": "x"}]', '[{"nme": 1}]'):
+        (tmp_path / "labels.json").write_text(text)
+        with pytest.raises(InputError, match="labels.json"):
+            read_cohort_labels(tmp_path)
