@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
-MIN_PYTHON := 3, 11
+TOO_OLD := sys.version_info < (3, 11)
 
 .PHONY: help setup demo test check clean
 .DEFAULT_GOAL := help
@@ -40,25 +40,25 @@ clean:
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache
 
 # The environment. .installing marks an installation that did not end: the next one starts from nothing,
-# because a package that was unpacked half looks whole to pip. A .venv whose Python or pip is gone is remade too.
+# because a package that was unpacked half looks whole to pip. A .venv without a working Python and pip is remade too.
 $(STAMP): pyproject.toml constraints.txt
-	@command -v "$(PYTHON)" >/dev/null 2>&1 || { echo "error: no $(PYTHON) found; install Python 3.11 or newer" \
-	  "(Debian, Ubuntu: apt install python3 python3-venv) or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < ($(MIN_PYTHON)))' 2>/dev/null || { echo "error: $(PYTHON) is" \
-	  "$$("$(PYTHON)" --version 2>&1 | head -n 1), medseg needs Python 3.11 or newer; install one and name it:" \
-	  "make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@if [ -e $(VENV)/.installing ] || ! $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then \
+	@if [ -e $(VENV)/.installing ] || ! $(VENV)/bin/python -c 'import sys, pip; sys.exit($(TOO_OLD))' >/dev/null 2>&1; then \
+	  command -v "$(PYTHON)" >/dev/null 2>&1 || { echo "error: no $(PYTHON) found; install Python 3.11 or newer" \
+	    "(Debian, Ubuntu: apt install python3 python3-venv) or name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }; \
+	  "$(PYTHON)" -c 'import sys; sys.exit($(TOO_OLD))' 2>/dev/null || { echo "error: $(PYTHON) is" \
+	    "$$("$(PYTHON)" --version 2>&1 | head -n 1), medseg needs Python 3.11 or newer; install one and name it:" \
+	    "make PYTHON=/path/to/python3.11" >&2; exit 2; }; \
 	  "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments" \
 	    "(its venv or ensurepip module is missing); Debian, Ubuntu: apt install python3-venv, or name another Python:" \
 	    "make PYTHON=/path/to/python3.11" >&2; exit 2; }; \
 	  echo "set-up: making $(VENV) with $$("$(PYTHON)" --version 2>&1)"; \
-	  "$(PYTHON)" -m venv --clear $(VENV); \
+	  "$(PYTHON)" -m venv --clear $(VENV) || { echo "error: $(PYTHON) could not make $(VENV); its message stands above" >&2; exit 2; }; \
 	fi
 	@echo "set-up: installing medseg and what it needs from PyPI into $(VENV): torch (CUDA build, runs on CPU too),"
 	@echo "        torchvision, MONAI, readers, test tools; a download of about 3 GB, about 6 GB on disk; once, some minutes"
 	@touch $(VENV)/.installing
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[test]' || \
-	  { echo "error: pip could not install; its message stands above. With the network back or disk space made, run make again" >&2; exit 2; }
+	  { echo "error: pip could not install, its message stands above; check network and disk space, then run make again" >&2; exit 2; }
 	@rm $(VENV)/.installing
 	@touch $@
 	@echo "set-up: done"
