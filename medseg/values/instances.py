@@ -255,6 +255,24 @@ class InstanceSet:
         array[instance.window] = instance.mask
         return array
 
+    def names(self) -> tuple[str, ...]:
+        """Return what each instance is called, in order and unique: ``liver``, ``lesion 1``, ``lesion 2``.
+
+        The one object of a label of kind ``single`` has the label's name; all others are numbered within
+        their label, so that a name does not change its form with the number of lesions.
+        """
+        total: dict[int, int] = {}
+        for instance in self.instances:
+            total[instance.label] = total.get(instance.label, 0) + 1
+        seen: dict[int, int] = {}
+        names = []
+        for instance in self.instances:
+            label = self.labels[instance.label]
+            seen[label.id] = seen.get(label.id, 0) + 1
+            alone = label.kind == "single" and total[label.id] == 1
+            names.append(label.name if alone else f"{label.name} {seen[label.id]}")
+        return tuple(names)
+
     def moved(self, axis_map: AxisMap) -> "InstanceSet":
         """Return the same objects in the same place, array axes in another order; exact."""
         shape = self.geometry.spatial_shape
