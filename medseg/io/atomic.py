@@ -4,10 +4,12 @@ Everything medseg writes goes to a temporary name in the target folder, is flush
 renamed over the old file: whenever the process dies, the old file or the new one is there.
 """
 
+import csv
+import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,20 @@ def write_text(target: Path | str, text: str) -> None:
 def write_json(target: Path | str, data: Any) -> None:
     """Write JSON (NaN as null, keys in the order given) whole or not at all."""
     write_text(target, json.dumps(_without_nan(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(target: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV table (floats to 6 digits, NaN as ``nan``, None as an empty cell) whole or not at all.
+
+    A key that is not a column, or a column that a row lacks, is a programming error (ValueError, KeyError).
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {column: row[column] for column in columns} | dict(row)
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in cells.items()})
+    write_text(target, buffer.getvalue())
 
 
 def _without_nan(data: Any) -> Any:

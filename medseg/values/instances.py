@@ -256,7 +256,7 @@ class InstanceSet:
         return array
 
     def names(self) -> tuple[str, ...]:
-        """Return what each instance is called, in order and unique: ``liver``, ``lesion 1``, ``lesion 2``.
+        """Return what each instance is called, in order: ``liver``, ``lesion 1``, ``lesion 2``.
 
         The one object of a label of kind ``single`` has the label's name; all others are numbered within
         their label, so that a name does not change its form with the number of lesions.
