@@ -74,6 +74,8 @@ class ModelPlan(_Section):
     #: Half-pixel correction of ROI Align; off only for weights that were trained without (torchvision's).
     roi_aligned: bool = True
     roi_sampling_ratio: int = Field(2, ge=1)
+    #: Side in pixels of the object that is pooled from the stride-16 level (FPN paper, eq. 1).
+    roi_canonical_size: float = Field(224.0, gt=0)
     box_roi_size: int = Field(7, ge=1)
     box_head_channels: int = Field(1024, ge=8)
     mask_roi_size: int = Field(14, ge=2)
@@ -116,15 +118,16 @@ class TrainingPlan(_Section):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     clip_norm: float = Field(5.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
+    #: IoU with an object from which an anchor is positive, below which it is negative, and the same for proposals.
+    rpn_positive_iou: float = Field(0.6, gt=0, le=1)
+    rpn_negative_iou: float = Field(0.3, gt=0, le=1)
+    box_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_samples: int = Field(128, ge=2)
     box_samples: int = Field(64, ge=2)
     positive_fraction: float = Field(0.5, gt=0, le=1)
     proposals: int = Field(400, ge=1)
     #: Share of samples drawn around an object (classes take turns); the rest are drawn anywhere.
     object_fraction: float = Field(0.85, ge=0, le=1)
-    #: Share of cases held out for validation (at least one where there are four or more cases).
-    validation_fraction: float = Field(0.2, ge=0, lt=1)
-    validate_every: int = Field(500, ge=1)
     workers: int = Field(2, ge=0)
     augment: bool = True
     #: Mirroring is off by default: a mirrored patient has the liver on the left.
@@ -144,16 +147,21 @@ class InferencePlan(_Section):
 class LinkingPlan(_Section):
     """From detections per slice to objects (see `medseg.linking`)."""
 
-    #: Slices that an object may be missing from, as a distance between the slices that show it, mm.
+    #: How much of an object may be missing between two slices that show it, mm: a gap of k slices is bridged
+    #: when k times the slice spacing is at most this (5 mm slices and 6 mm: one slice).
     gap_mm: float = Field(6.0, ge=0)
     #: IoU of the masks of two slices at which they are as likely the same object as not.
     link_iou: float = Field(0.3, gt=0, lt=1)
     #: The same for masks with an empty slice between them.
     gap_iou: float = Field(0.4, gt=0, lt=1)
-    #: Detections of one slice and class that overlap this much (of the smaller) are one.
+    #: Detections of one slice and class are one where their masks have this IoU ...
+    duplicate_iou: float = Field(0.5, gt=0, le=1)
+    #: ... or where this much of the smaller lies in the larger.
     duplicate_overlap: float = Field(0.6, gt=0, le=1)
+    #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
+    part_fraction: float = Field(0.25, gt=0, le=1)
     mask_threshold: float = Field(0.5, gt=0, lt=1)
-    #: Objects scored lower than this are dropped.
+    #: Objects scored lower than this are dropped; an object's score is the mean over its slices, missed ones 0.
     min_score: float = Field(0.3, ge=0, le=1)
     #: Objects shorter than this along the slice axis are dropped, mm.
     min_extent_mm: float = Field(0.0, ge=0)

@@ -1,0 +1,164 @@
+"""Detections of all slices as the nodes of one graph, in an order that does not depend on how they came."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from highdicom import VolumeGeometry
+from numpy.typing import NDArray
+
+from medseg.errors import InputError
+from medseg.labels import LabelTable
+from medseg.values.detections import Detections
+from medseg.values.pasting import paste_mask
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Nodes:
+    """N detections that cover at least one pixel, sorted by label, slice and content.
+
+    Attributes:
+        labels: [N] int64, label ids.
+        slices: [N] int64, slice indices.
+        scores: [N] float64 in 0..1.
+        keys: [N] uint64, a checksum of box, score and mask. It breaks ties, so it must not know the slice:
+            a volume that is turned upside down links the same way.
+        masks: N bool crops [h, w] of the slice, tight around the object.
+        windows: [N, 4] int64, first row, first column, row end, column end of each crop in its slice.
+        areas: [N] int64, pixels.
+        centroids: [N, 2] float64, row and column of the centre of mass, in pixel indices.
+        boxes: [N, 4] float32, and
+        probabilities: N float32 maps [M, M], as they were detected; kept to paste again where objects compete.
+    """
+
+    labels: NDArray[np.int64]
+    slices: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    keys: NDArray[np.uint64]
+    masks: tuple[NDArray[np.bool_], ...]
+    windows: NDArray[np.int64]
+    areas: NDArray[np.int64]
+    centroids: NDArray[np.float64]
+    boxes: NDArray[np.float32]
+    probabilities: tuple[NDArray[np.float32], ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, index: NDArray[np.intp]) -> "Nodes":
+        """Return the nodes at these positions, in this order."""
+        return Nodes(
+            labels=self.labels[index],
+            slices=self.slices[index],
+            scores=self.scores[index],
+            keys=self.keys[index],
+            masks=tuple(self.masks[i] for i in index),
+            windows=self.windows[index],
+            areas=self.areas[index],
+            centroids=self.centroids[index],
+            boxes=self.boxes[index],
+            probabilities=tuple(self.probabilities[i] for i in index),
+        )
+
+    def intersections(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Return [P], how many pixels the masks of each pair share when laid over each other."""
+        a, b = self.windows[first], self.windows[second]
+        low = np.maximum(a[:, :2], b[:, :2])
+        high = np.minimum(a[:, 2:], b[:, 2:])
+        shared = np.zeros(len(first), np.int64)
+        hit = np.flatnonzero((high > low).all(axis=1))
+        in_a = np.concatenate([low - a[:, :2], high - a[:, :2]], axis=1)[hit].tolist()
+        in_b = np.concatenate([low - b[:, :2], high - b[:, :2]], axis=1)[hit].tolist()
+        masks = self.masks
+        for p, i, j, u, v in zip(hit.tolist(), first[hit].tolist(), second[hit].tolist(), in_a, in_b, strict=True):
+            shared[p] = np.count_nonzero(masks[i][u[0] : u[2], u[1] : u[3]] & masks[j][v[0] : v[2], v[1] : v[3]])
+        return shared
+
+    def pairs(self, distance: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return the pairs of one label, ``distance`` slices apart, whose windows overlap in the plane.
+
+        Returns:
+            Positions of the two nodes, [P] each; the first lies in the lower slice (distance 0: comes first).
+        """
+        groups = dict(self._groups())
+        first, second = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
+        for (label, z), a in groups.items():
+            b = groups.get((label, z + distance))
+            if b is None or (distance == 0 and a.stop - a.start < 2):
+                continue
+            u, v = self.windows[a][:, None], self.windows[b][None]
+            overlap = (np.minimum(u[..., 2:], v[..., 2:]) > np.maximum(u[..., :2], v[..., :2])).all(axis=-1)
+            if distance == 0:
+                overlap = np.triu(overlap, k=1)
+            i, j = np.nonzero(overlap)
+            first.append(i + a.start)
+            second.append(j + b.start)
+        return np.concatenate(first), np.concatenate(second)
+
+    def _groups(self) -> Iterator[tuple[tuple[int, int], slice]]:
+        """Yield ((label, slice), where its nodes lie); they are contiguous, as nodes are sorted."""
+        if not len(self):
+            return
+        change = np.flatnonzero((np.diff(self.labels) != 0) | (np.diff(self.slices) != 0)) + 1
+        starts = [0, *change.tolist()]
+        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+            yield (int(self.labels[start]), int(self.slices[start])), slice(start, stop)
+
+
+def build_nodes(
+    detections: Sequence[Detections], geometry: VolumeGeometry, labels: LabelTable, mask_threshold: float
+) -> Nodes:
+    """Paste every detection once and collect those that cover a pixel.
+
+    Raises:
+        InputError: a slice outside the volume, a label outside the table, a score outside 0..1 or a box or
+            mask that is not finite.
+    """
+    depth, rows, columns = geometry.spatial_shape
+    found: list[tuple[tuple[float, ...], NDArray[np.bool_], tuple[int, int, int, int], Detections, int, int]] = []
+    for part in detections:
+        _check(part, depth, labels)
+        for i in range(len(part)):
+            pasted, row, column = paste_mask(part.masks[i], part.boxes[i], (rows, columns))
+            hit = pasted >= mask_threshold
+            in_rows = np.flatnonzero(hit.any(axis=1))
+            if not len(in_rows):
+                continue
+            in_columns = np.flatnonzero(hit.any(axis=0))
+            r0, r1 = int(in_rows[0]), int(in_rows[-1]) + 1
+            c0, c1 = int(in_columns[0]), int(in_columns[-1]) + 1
+            window = (row + r0, column + c0, row + r1, column + c1)
+            key = zlib.crc32(part.masks[i].tobytes(), zlib.crc32(part.boxes[i].tobytes() + part.scores[i].tobytes()))
+            order = (int(part.labels[i]), part.slice_index, *window, -float(part.scores[i]), key)
+            found.append((order, hit[r0:r1, c0:c1].copy(), window, part, i, key))
+    found.sort(key=lambda entry: entry[0])
+    masks = tuple(entry[1] for entry in found)
+    windows = np.array([entry[2] for entry in found], np.int64).reshape(-1, 4)
+    centres = [(float(m.sum(1) @ np.arange(m.shape[0])), float(m.sum(0) @ np.arange(m.shape[1]))) for m in masks]
+    areas = np.array([np.count_nonzero(m) for m in masks], np.int64)
+    return Nodes(
+        labels=np.array([part.labels[i] for *_, part, i, _ in found], np.int64),
+        slices=np.array([part.slice_index for *_, part, _, _ in found], np.int64),
+        scores=np.array([part.scores[i] for *_, part, i, _ in found], np.float64),
+        keys=np.array([entry[-1] for entry in found], np.uint64),
+        masks=masks,
+        windows=windows,
+        areas=areas,
+        centroids=np.array(centres, np.float64).reshape(-1, 2) / areas[:, None] + windows[:, :2],
+        boxes=np.array([part.boxes[i] for *_, part, i, _ in found], np.float32).reshape(-1, 4),
+        probabilities=tuple(part.masks[i] for *_, part, i, _ in found),
+    )
+
+
+def _check(part: Detections, depth: int, labels: LabelTable) -> None:
+    name = f"detections of slice {part.slice_index}"
+    if not 0 <= part.slice_index < depth:
+        raise InputError(f"{name}: the volume has slices 0..{depth - 1}; give detections and geometry of one grid")
+    unknown = sorted({int(v) for v in part.labels} - set(labels.ids))
+    if unknown:
+        raise InputError(f"{name}: label ids {unknown} are not in the label table {labels.describe()}")
+    if not (np.isfinite(part.boxes).all() and np.isfinite(part.masks).all()):
+        raise InputError(f"{name}: a box or mask is not finite; expected finite pixels and probabilities")
+    if not ((part.scores >= 0) & (part.scores <= 1)).all():  # also refuses NaN
+        raise InputError(f"{name}: scores {part.scores.tolist()[:5]}, expected 0..1")

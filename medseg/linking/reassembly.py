@@ -1,0 +1,240 @@
+"""From tracks to 3-D objects: missed slices are filled and no voxel belongs to two objects of one label."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medseg.linking.nodes import Nodes
+from medseg.values.pasting import paste_mask
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patch:
+    """A mask in one slice: bool crop [h, w] and the (row, column) of its first pixel; crops may be empty of pixels."""
+
+    mask: NDArray[np.bool_]
+    row: int
+    column: int
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """First row, first column, row end, column end."""
+        return self.row, self.column, self.row + self.mask.shape[0], self.column + self.mask.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Object3D:
+    """An object in the making.
+
+    Attributes:
+        label: label id.
+        nodes: positions of its detections.
+        score: see `object_score`.
+        key: checksum of its detections; breaks ties without knowing the slice.
+        patches: slice index -> its mask there.
+        filled: slices that were filled in, without a detection.
+    """
+
+    label: int
+    nodes: tuple[int, ...]
+    score: float
+    key: int
+    patches: dict[int, Patch] = field(repr=False)
+    filled: frozenset[int]
+
+    def crop(self) -> tuple[NDArray[np.bool_], tuple[int, int, int]] | None:
+        """Return the tight [d, h, w] mask and its offset in the volume; None where no voxel is left."""
+        tight = {z: t for z, patch in self.patches.items() if (t := _tight(patch)) is not None}
+        if not tight:
+            return None
+        z0, z1 = min(tight), max(tight) + 1
+        windows = np.array([patch.window for patch in tight.values()])
+        r0, c0 = (int(v) for v in windows[:, :2].min(axis=0))
+        r1, c1 = (int(v) for v in windows[:, 2:].max(axis=0))
+        mask = np.zeros((z1 - z0, r1 - r0, c1 - c0), np.bool_)
+        for z, patch in tight.items():
+            a, b, c, d = patch.window
+            mask[z - z0, a - r0 : c - r0, b - c0 : d - c0] = patch.mask
+        return mask, (z0, r0, c0)
+
+
+def object_score(nodes: Nodes, members: Iterable[int], slices: int) -> float:
+    """Return the mean score over the slices that should show the object.
+
+    Those are the ``slices`` that it has a mask in; one that was filled in counts 0, and of several
+    parts in one slice the best counts.
+    """
+    best: dict[int, float] = {}
+    for i in members:
+        z = int(nodes.slices[i])
+        best[z] = max(best.get(z, 0.0), float(nodes.scores[i]))
+    return sum(sorted(best.values())) / slices  # sorted: the sum is the same upside down
+
+
+def build_object(
+    nodes: Nodes, tracks: Sequence[Sequence[int]], spacing_mm: tuple[float, float, float], shape: tuple[int, int]
+) -> Object3D:
+    """Unite tracks (one, or several for a label of kind `single`) into an object, gaps within each track filled.
+
+    Args:
+        nodes: all detections.
+        tracks: node positions, each track by ascending slice.
+        spacing_mm: of the grid, (slice, row, column).
+        shape: (rows, columns) of a slice.
+    """
+    members = tuple(i for track in tracks for i in track)
+    seen: dict[int, list[Patch]] = {}
+    guessed: dict[int, list[Patch]] = {}
+    for i in members:
+        seen.setdefault(int(nodes.slices[i]), []).append(_patch(nodes, i))
+    for track in tracks:
+        for a, b in zip(track[:-1], track[1:], strict=True):
+            z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
+            for j in range(1, z1 - z0):
+                patch = interpolate(_patch(nodes, a), _patch(nodes, b), j, z1 - z0, spacing_mm[1:], shape)
+                if patch.mask.any():
+                    guessed.setdefault(z0 + j, []).append(patch)
+    patches = {z: _unite([*seen.get(z, []), *guessed.get(z, [])]) for z in sorted({*seen, *guessed})}
+    return Object3D(
+        label=int(nodes.labels[members[0]]),
+        nodes=members,
+        score=object_score(nodes, members, len(patches)),
+        key=sum(int(nodes.keys[i]) for i in members),
+        patches=patches,
+        filled=frozenset(set(guessed) - set(seen)),
+    )
+
+
+def interpolate(
+    a: Patch, b: Patch, step: int, steps: int, pixel_mm: tuple[float, float], shape: tuple[int, int]
+) -> Patch:
+    """Return the mask ``step`` / ``steps`` of the way from a to b.
+
+    Both masks are moved so that their centroids lie where the object's centroid should (on the straight line
+    between them), and their signed distances to the boundary, in mm, are averaged by nearness (Raya & Udupa,
+    "Shape-based interpolation of multidimensional objects", IEEE TMI 1990). Swapping a and b and counting
+    from the other end gives the same mask, bit for bit.
+
+    Args:
+        a, b: masks in two slices, neither empty.
+        step, steps: 0 < step < steps.
+        pixel_mm: (row, column) spacing.
+        shape: (rows, columns) of a slice; what leaves it is cut off.
+    """
+    weight_a, weight_b = (steps - step) / steps, step / steps
+    centre_a, centre_b = _centroid(a), _centroid(b)
+    # Room for either mask wherever it is moved to, and a margin of background around it.
+    margin = np.ceil(np.abs(centre_b - centre_a)).astype(np.intp) + 2
+    window_a, window_b = np.array(a.window), np.array(b.window)
+    low = np.minimum(window_a, window_b)[:2] - margin
+    size = np.maximum(window_a, window_b)[2:] + margin - low
+    masks = [np.zeros(size, np.bool_), np.zeros(size, np.bool_)]
+    for mask, patch in zip(masks, (a, b), strict=True):
+        r0, c0, r1, c1 = patch.window
+        mask[r0 - low[0] : r1 - low[0], c0 - low[1] : c1 - low[1]] = patch.mask
+    moves = ((weight_a, weight_b * (centre_b - centre_a)), (weight_b, weight_a * (centre_a - centre_b)))
+    moved = [
+        weight * ndimage.shift(_signed_distance(mask, pixel_mm), move, order=1, mode="nearest")
+        for mask, (weight, move) in zip(masks, moves, strict=True)
+    ]
+    total = moved[0] + moved[1]
+    inside = total > 1e-9  # not 0: a boundary through a pixel centre must not hang on rounding
+    rows = slice(max(0, -low[0]), min(size[0], shape[0] - low[0]))
+    columns = slice(max(0, -low[1]), min(size[1], shape[1] - low[1]))
+    return Patch(mask=inside[rows, columns], row=int(low[0] + rows.start), column=int(low[1] + columns.start))
+
+
+def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) -> None:
+    """Give every voxel that several objects of one label claim to one of them.
+
+    The higher probability wins; a slice that was filled in has none and loses to one that was seen. Equal
+    probabilities go to the object of higher score, then to the larger, then by content. Objects of other
+    labels are left to overlap. The objects' patches are changed.
+    """
+    rank = {id(o): (o.score, sum(int(nodes.areas[i]) for i in o.nodes), o.key) for o in objects}
+    by_slice: dict[tuple[int, int], list[Object3D]] = {}
+    for obj in objects:
+        for z in obj.patches:
+            by_slice.setdefault((obj.label, z), []).append(obj)
+    for (_, z), group in by_slice.items():
+        if len(group) < 2:
+            continue
+        group.sort(key=lambda o: rank[id(o)], reverse=True)
+        windows = np.array([o.patches[z].window for o in group])
+        u, v = windows[:, None], windows[None]
+        touch = (np.minimum(u[..., 2:], v[..., 2:]) > np.maximum(u[..., :2], v[..., :2])).all(axis=-1)
+        lost = {}
+        maps: dict[int, NDArray[np.float32]] = {}
+        for i, j in zip(*np.nonzero(np.triu(touch, k=1)), strict=True):  # i ranks higher
+            r0, c0 = np.maximum(windows[i, :2], windows[j, :2])
+            r1, c1 = np.minimum(windows[i, 2:], windows[j, 2:])
+            views = []
+            for k in (i, j):
+                view = (slice(r0 - windows[k, 0], r1 - windows[k, 0]), slice(c0 - windows[k, 1], c1 - windows[k, 1]))
+                if k not in lost:
+                    lost[k] = np.zeros_like(group[k].patches[z].mask)
+                views.append(view)
+            both = group[i].patches[z].mask[views[0]] & group[j].patches[z].mask[views[1]]
+            if not both.any():
+                continue
+            for k in (i, j):
+                if k not in maps:
+                    maps[k] = _probability(group[k], z, nodes, shape)
+            i_wins = maps[i][views[0]] >= maps[j][views[1]]
+            lost[j][views[1]] |= both & i_wins
+            lost[i][views[0]] |= both & ~i_wins
+        for k, gone in lost.items():
+            if gone.any():
+                patch = group[k].patches[z]
+                group[k].patches[z] = Patch(mask=patch.mask & ~gone, row=patch.row, column=patch.column)
+
+
+def _probability(obj: Object3D, z: int, nodes: Nodes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the detected probability on an object's window in a slice; 0 where it was filled in."""
+    r0, c0, r1, c1 = obj.patches[z].window
+    result = np.zeros((r1 - r0, c1 - c0), np.float32)
+    for i in obj.nodes:
+        if nodes.slices[i] != z:
+            continue
+        pasted, row, column = paste_mask(nodes.probabilities[i], nodes.boxes[i], shape)
+        a, b = max(r0, row), max(c0, column)
+        c, d = min(r1, row + pasted.shape[0]), min(c1, column + pasted.shape[1])
+        view = result[a - r0 : c - r0, b - c0 : d - c0]
+        np.maximum(view, pasted[a - row : c - row, b - column : d - column], out=view)
+    return result
+
+
+def _patch(nodes: Nodes, i: int) -> Patch:
+    return Patch(mask=nodes.masks[i], row=int(nodes.windows[i, 0]), column=int(nodes.windows[i, 1]))
+
+
+def _unite(patches: Sequence[Patch]) -> Patch:
+    if len(patches) == 1:
+        return patches[0]
+    windows = np.array([patch.window for patch in patches])
+    row, column = windows[:, :2].min(axis=0).tolist()
+    mask = np.zeros(windows[:, 2:].max(axis=0) - (row, column), np.bool_)
+    for patch in patches:
+        r0, c0, r1, c1 = patch.window
+        mask[r0 - row : r1 - row, c0 - column : c1 - column] |= patch.mask
+    return Patch(mask=mask, row=row, column=column)
+
+
+def _centroid(patch: Patch) -> NDArray[np.float64]:
+    return np.array([axis.mean() for axis in np.nonzero(patch.mask)]) + (patch.row, patch.column)
+
+
+def _tight(patch: Patch) -> Patch | None:
+    rows, columns = np.flatnonzero(patch.mask.any(axis=1)), np.flatnonzero(patch.mask.any(axis=0))
+    if not len(rows):
+        return None
+    crop = patch.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Patch(mask=crop, row=patch.row + int(rows[0]), column=patch.column + int(columns[0]))
+
+
+def _signed_distance(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.float64]:
+    inside = ndimage.distance_transform_edt(mask, sampling=pixel_mm)
+    return inside - ndimage.distance_transform_edt(~mask, sampling=pixel_mm)
