@@ -192,7 +192,7 @@ def grid_map(
         flips = []
         for new, old in enumerate(order):
             flips.append(bool(np.dot(source.affine[:3, old], target.affine[:3, new]) < 0))
-        candidate = AxisMap(order=order, flips=(flips[0], flips[1], flips[2]))
+        candidate = AxisMap(order=(order[0], order[1], order[2]), flips=(flips[0], flips[1], flips[2]))
         moved = candidate.geometry(source)
         distance = corners_of(moved.affine, moved.spatial_shape) - corners_of(target.affine, target.spatial_shape)
         if np.linalg.norm(distance, axis=1).max() <= tolerance_mm:

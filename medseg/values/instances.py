@@ -4,6 +4,7 @@ Memory grows with the objects, not with volume x objects. Flattening to a label 
 lost, is always an explicit choice (`InstanceSet.to_labelmap`).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.errors import ConfigError, GeometryError, InputError
-from medseg.labels import LabelTable
+from medseg.labels import Colour, LabelTable
 from medseg.values.geometry import AxisMap, describe_grid, spacing_of
 
 Overlap = Literal["error", "higher_score", "smaller", "later"]
+
+#: How far the colour of a label's 1st, 2nd ... object moves towards white (+) or black (-).
+_SHADES = (0.0, 0.45, -0.35, 0.25, -0.55, 0.65)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +90,10 @@ class FlatMap(NamedTuple):
     lost_voxels: dict[int, int]
 
 
+def _shaded(channel: int, shade: float) -> int:
+    return round(channel + (255 - channel) * shade if shade > 0 else channel * (1 + shade))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InstanceSet:
     """The objects of one volume, ids 1..N in order, overlapping freely.
@@ -125,7 +133,9 @@ class InstanceSet:
         return self.instances[instance_id - 1]
 
     @classmethod
-    def build(cls, instances: Iterable[Instance], geometry: VolumeGeometry | Volume, labels: LabelTable) -> "InstanceSet":
+    def build(
+        cls, instances: Iterable[Instance], geometry: VolumeGeometry | Volume, labels: LabelTable
+    ) -> "InstanceSet":
         """Number instances 1..N in the order given and set them on a grid."""
         numbered = tuple(replace(instance, id=i + 1) for i, instance in enumerate(instances))
         if isinstance(geometry, Volume):
@@ -254,24 +264,6 @@ class InstanceSet:
         array = np.zeros(self.geometry.spatial_shape, np.bool_)
         array[instance.window] = instance.mask
         return array
-
-    def names(self) -> tuple[str, ...]:
-        """Return what each instance is called, in order: ``liver``, ``lesion 1``, ``lesion 2``.
-
-        The one object of a label of kind ``single`` has the label's name; all others are numbered within
-        their label, so that a name does not change its form with the number of lesions.
-        """
-        total: dict[int, int] = {}
-        for instance in self.instances:
-            total[instance.label] = total.get(instance.label, 0) + 1
-        seen: dict[int, int] = {}
-        names = []
-        for instance in self.instances:
-            label = self.labels[instance.label]
-            seen[label.id] = seen.get(label.id, 0) + 1
-            alone = label.kind == "single" and total[label.id] == 1
-            names.append(label.name if alone else f"{label.name} {seen[label.id]}")
-        return tuple(names)
 
     def moved(self, axis_map: AxisMap) -> "InstanceSet":
         """Return the same objects in the same place, array axes in another order; exact."""
