@@ -13,7 +13,9 @@ T = TypeVar("T")
 class Track(Protocol):
     """Wraps an iterable and reports every item that passes."""
 
-    def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]: ...
+    def __call__(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield every item and report it; ``total`` where the iterable has no length."""
+        ...
 
 
 def silent(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

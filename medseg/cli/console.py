@@ -1,7 +1,7 @@
 """What every verb shares: progress bars, printing of results, paths."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Pass items through under a progress bar with count, elapsed time and ETA."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(
         TextColumn("{task.description}"),

@@ -43,13 +43,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     _register()
     try:
-        app(standalone_mode=False)
-        code = 0
-    except typer.Exit as stop:
-        code = stop.exit_code
+        # Outside standalone mode typer returns the code of a `typer.Exit` instead of raising it.
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
         console.err.print("interrupted", markup=False)
         code = 130
+    except typer.TyperException as error:  # an unknown verb or option, a value of the wrong type
+        message = " ".join(error.format_message().split())
+        if message:  # without a verb the help has been shown and the message is empty
+            console.err.print(f"error: {message} (see medseg --help)", style="red", markup=False)
+        code = 2
     except MedsegError as error:
         console.err.print("error: " + " ".join(str(error).split()), style="red", markup=False)
         code = 2
@@ -57,11 +61,4 @@ def main() -> None:
         # The reader of our output went away (`medseg info | head`): nothing to tell it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception as error:
-        import click
-
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        code = 2
     sys.exit(code)
