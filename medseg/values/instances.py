@@ -265,6 +265,35 @@ class InstanceSet:
         array[instance.window] = instance.mask
         return array
 
+    def names(self) -> tuple[str, ...]:
+        """Return what each instance is called, in order: ``liver``, ``lesion 1``, ``lesion 2``.
+
+        The one object of a label of kind ``single`` has the label's name; all others are numbered within
+        their label, so that a name does not change its form with the number of lesions. Where two labels
+        would give the same name, the id is added: names are unique.
+        """
+        totals = Counter(instance.label for instance in self.instances)
+        seen: Counter[int] = Counter()
+        names = []
+        for instance in self.instances:
+            label = self.labels[instance.label]
+            seen[label.id] += 1
+            alone = label.kind == "single" and totals[label.id] == 1
+            names.append(label.name if alone else f"{label.name} {seen[label.id]}")
+        often = Counter(names)
+        return tuple(f"{n} (object {k})" if often[n] > 1 else n for k, n in enumerate(names, start=1))
+
+    def colours(self) -> tuple[Colour, ...]:
+        """Return the RGB colour of each instance, in order: the label's own, then shades of it for its next objects."""
+        seen: Counter[int] = Counter()
+        colours = []
+        for instance in self.instances:
+            shade = _SHADES[seen[instance.label] % len(_SHADES)]
+            seen[instance.label] += 1
+            r, g, b = (_shaded(c, shade) for c in self.labels[instance.label].colour)
+            colours.append((r, g, b))
+        return tuple(colours)
+
     def moved(self, axis_map: AxisMap) -> "InstanceSet":
         """Return the same objects in the same place, array axes in another order; exact."""
         shape = self.geometry.spatial_shape
