@@ -18,6 +18,15 @@ PALETTE: tuple[Colour, ...] = (
 )  # fmt: skip
 
 
+#: Controls, line and paragraph separators, halves of surrogate pairs: what text and XML files cannot carry.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
+
+
+def one_line(text: str) -> str:
+    """Return the text with every run of control characters and line breaks as one space."""
+    return _UNPRINTABLE.sub(" ", text)
+
+
 def palette_colour(index: int) -> Colour:
     """Return the colour for position ``index`` (0-based); the palette repeats."""
     return PALETTE[index % len(PALETTE)]
@@ -58,8 +67,8 @@ class Label:
     def __post_init__(self) -> None:
         if not 1 <= self.id <= 65535:
             raise ConfigError(f"label id {self.id} of {self.name!r}: expected 1..65535 (0 is the background)")
-        if not self.name.strip() or re.search(r"[\x00-\x1f\x7f]", self.name):
-            raise ConfigError(f"label {self.id}: name {self.name!r} is empty or has control characters")
+        if not self.name.strip() or one_line(self.name) != self.name:
+            raise ConfigError(f"label {self.id}: name {self.name!r} is empty, has control characters or several lines")
         if len(self.colour) != 3 or not all(0 <= int(c) <= 255 for c in self.colour):
             raise ConfigError(f"label {self.id} {self.name!r}: colour {self.colour} is not three values in 0..255")
         if self.kind not in get_args(Kind):

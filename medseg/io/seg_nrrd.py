@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from medseg.errors import InputError, MedsegError
 from medseg.io.atomic import atomic_path
-from medseg.labels import Code, Colour, Label, LabelTable, palette_colour
+from medseg.labels import Code, Colour, Label, LabelTable, one_line, palette_colour
 from medseg.values.geometry import check_affine
 from medseg.values.instances import Instance, InstanceSet
 
@@ -173,7 +173,7 @@ class _Segment:
 
     @property
     def label_name(self) -> str:
-        return unquote(self.tags["medseg.name"]) if "medseg.name" in self.tags else self.name
+        return one_line(unquote(self.tags["medseg.name"])) if "medseg.name" in self.tags else self.name
 
     @property
     def instance(self) -> int | None:
@@ -231,7 +231,7 @@ def _segments(header: dict[str, str], layers: int) -> list[_Segment]:
         pairs = (tag.strip().partition(":") for tag in (own["Tags"] or "").split("|") if ":" in tag)
         # Slicer before 4.11 stored one binary layer per segment and neither layer nor value
         segment = _Segment(
-            name=re.sub(r"[\x00-\x1f\x7f]+", " ", own["Name"] or "").strip() or f"segment {number + 1}",
+            name=one_line(own["Name"] or "").strip() or f"segment {number + 1}",
             layer=int(own["Layer"]) if own["Layer"] else position if layers > 1 else 0,
             value=int(own["LabelValue"] or 1),
             colour=_colour(own["Color"]),
