@@ -165,8 +165,9 @@ def choose_slices(sets: Sequence[InstanceSet], limit: int) -> list[int]:
         window = instance.window[0]
         areas[row, window] = np.count_nonzero(instance.mask, axis=(1, 2))
     if not len(areas):
-        count = min(limit, depth)
-        return sorted({int(round(p)) for p in np.linspace(0, depth - 1, count + 2)[1:-1]})
+        if depth <= limit:
+            return list(range(depth))
+        return [int(p) for p in np.linspace(0, depth - 1, limit + 2)[1:-1].round()]
     value = areas / areas.max(axis=1, keepdims=True) + (areas > 0)
     shown = np.zeros(len(areas))
     total = areas.sum(axis=0)
@@ -174,7 +175,7 @@ def choose_slices(sets: Sequence[InstanceSet], limit: int) -> list[int]:
     while len(chosen) < limit:
         gain = np.maximum(value - shown[:, None], 0).sum(axis=0)
         best = int(np.lexsort((-np.arange(depth), total, gain.round(9)))[-1])
-        if gain[best] < 0.02:
+        if gain[best] < 0.1:
             break
         chosen.append(best)
         shown = np.maximum(shown, value[:, best])
@@ -278,7 +279,7 @@ def _montage(
         for spine in axes.spines.values():
             spine.set_visible(False)
         _draw_letters(axes, letters)
-        _write(axes, 0.03, 0.97, f"slice {index + 1} of {depth}", ha="left", va="top")
+        _write(axes, 0.03, 0.97, _place(shown, index), ha="left", va="top")
         if position == 0:
             _draw_scale_bar(axes, width_mm, height_mm)
     _draw_legend(figure, sheet, entries)
@@ -288,6 +289,15 @@ def _montage(
 def _window_of(images: Sequence[NDArray[np.float32]]) -> Window:
     low, high = np.percentile(np.stack(images), (1.0, 99.5))
     return float(low), float(max(high, low + 1e-6 * max(1.0, abs(low))))
+
+
+def _place(shown: Volume, index: int) -> str:
+    """Return which slice this is and where its centre lies, so that any viewer finds it."""
+    depth, rows, columns = shown.spatial_shape
+    direction = shown.affine[:3, 0]
+    world = int(np.argmax(np.abs(direction)))
+    centre = shown.affine @ (index, (rows - 1) / 2, (columns - 1) / 2, 1)
+    return f"slice {index + 1} of {depth}\n{'xyz'[world]} {centre[world]:.1f} mm"
 
 
 def _letters(shown: Volume) -> tuple[str, str, str, str]:
@@ -367,13 +377,13 @@ class _Sheet:
 
     @classmethod
     def plan(cls, tiles: int, columns: int, aspect: float, entries: Sequence[_Entry]) -> "_Sheet":
-        columns = min(columns, tiles)
         rows = -(-tiles // columns)
+        columns = -(-tiles // rows)
         # Long and narrow pictures keep their shape inside a tile of bounded height.
         width = TILE_INCHES
         height = width * float(np.clip(aspect, 0.3, 2.0))
         longest = max(len(entry.text) for entry in entries)
-        legend_columns = max(1, int(columns * (width + cls.GAP) / (0.45 + 0.075 * longest)))
+        legend_columns = max(1, int(columns * (width + cls.GAP) / (0.45 + 0.066 * longest)))
         lines = -(-len(entries) // legend_columns)
         return cls(columns, rows, width, height, legend_columns, 0.12 + lines * cls.LINE)
 
@@ -409,7 +419,13 @@ def _draw_legend(figure: Figure, sheet: _Sheet, entries: Sequence[_Entry]) -> No
                 )
             )  # fmt: skip
         figure.text(
-            (x + 0.33) / width, y / height, entry.text, color=FOREGROUND, fontsize=8, va="center", parse_math=False
+            (x + (0.0 if entry.colour is None else 0.33)) / width,
+            y / height,
+            entry.text,
+            color=FOREGROUND,
+            fontsize=8,
+            va="center",
+            parse_math=False,
         )
     figure.text(
         1 - 0.1 / width, 0.1 / height, CAPTION, color=FOREGROUND, fontsize=7, ha="right", va="center", alpha=0.8
