@@ -1,0 +1,168 @@
+"""NRRD and MetaImage files through SimpleITK, which keeps them in LPS.
+
+ITK fills in an identity where a header says nothing about position, so the text of the header is looked at
+first: nothing geometric ever has a default. Formats: NRRD (https://teem.sourceforge.net/nrrd/format.html),
+MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from highdicom import Volume, VolumeGeometry
+
+from medseg.errors import GeometryError, InputError
+from medseg.io.atomic import atomic_path
+from medseg.io.image_values import to_image
+from medseg.values.geometry import check_affine, check_volume, make_volume
+
+SPACES = {
+    "left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las",
+}  # fmt: skip
+#: What must stand in a header before ITK's geometry is believed: one word of each group.
+_NRRD_FIELDS = (("space",), ("space directions",), ("space origin",))
+_META_FIELDS = (
+    ("elementspacing",), ("offset", "position", "origin"), ("transformmatrix", "rotation", "orientation"),
+)  # fmt: skip
+_HEADER_BYTES = 1 << 16
+
+
+def read_itk(path: Path) -> Volume:
+    """Read an NRRD or MetaImage file.
+
+    Returns:
+        Volume (slice, row, column); int16 where whole numbers fit, else float32.
+
+    Raises:
+        InputError: unreadable, truncated, colours or vectors, not three axes, NaN or infinite values.
+        GeometryError: no position in the header, or a broken one.
+    """
+    volume = read_itk_labels(path)
+    return make_volume(to_image(volume.array, str(path)), volume.affine, str(path))
+
+
+def read_itk_labels(path: Path) -> Volume:
+    """Read a label map or probabilities with the type they are stored in (see `read_itk`)."""
+    import SimpleITK as sitk
+
+    reader, grid = _open(path)
+    try:
+        image = reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{path}: the voxels cannot be read ({_reason(error)}); copy the file again") from None
+    return make_volume(sitk.GetArrayFromImage(image), grid.affine, str(path))
+
+
+def read_itk_grid(path: Path) -> VolumeGeometry:
+    """Read the grid alone."""
+    return _open(path)[1]
+
+
+def write_itk(path: Path, volume: Volume) -> None:
+    """Write .nrrd or .mha on the volume's own grid, compressed, and read it back before it appears.
+
+    SimpleITK says nothing when the disk is full; only reading back tells.
+
+    Raises:
+        InputError: a type that ITK lacks, or a file that cannot be written.
+    """
+    import SimpleITK as sitk
+
+    volume = check_volume(volume, str(path))
+    array = volume.array.view(np.uint8) if volume.array.dtype == bool else volume.array
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize not in (1, 2, 4, 8):
+        raise InputError(f"{path}: cannot hold values of type {array.dtype}; convert them to int16 or float32")
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1].tolist())
+    image.SetDirection((volume.affine[:3, :3] / spacing)[:, ::-1].ravel().tolist())
+    image.SetOrigin(volume.affine[:3, 3].tolist())
+    with atomic_path(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            back = sitk.GetArrayViewFromImage(sitk.ReadImage(str(temporary)))
+        except RuntimeError as error:
+            raise InputError(f"{path}: cannot be written ({_reason(error)}); check the folder and free space") from None
+        if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
+            raise InputError(f"{path}: what was written does not read back the same; check the free space")
+
+
+def _open(path: Path) -> tuple[Any, VolumeGeometry]:
+    """Return a SimpleITK reader whose header is read, and its checked grid."""
+    import SimpleITK as sitk
+
+    _check_header(path)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own prints would land on the user's screen
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path}: the header cannot be read ({_reason(error)})") from None
+    size = reader.GetSize()
+    if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() >= sitk.sitkComplexFloat32 and (
+        reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+    ):
+        raise InputError(f"{path}: several or complex numbers a voxel (colours or vectors), expected one number")
+    volumes = int(np.prod(size[3:], dtype=float))
+    if len(size) < 3 or volumes != 1:
+        raise InputError(f"{path}: axes {list(size)}, expected one volume with three axes")
+    n = len(size)
+    spacing = np.array(reader.GetSpacing())[:3]
+    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = (direction * spacing)[:, ::-1]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    if spacing.min() <= 0 or not np.isfinite(spacing).all():
+        raise GeometryError(f"{path}: voxel spacing {spacing.tolist()} mm, expected three positive numbers")
+    shape = (size[2], size[1], size[0])
+    grid = VolumeGeometry(check_affine(affine, shape, str(path)), shape, "PATIENT")
+    return reader, grid
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header without position, direction and spacing, or in an unknown space or unit."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_HEADER_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
+    nrrd = start.startswith(b"NRRD")
+    if not nrrd and b"=" not in start[:200]:
+        raise InputError(f"{path}: neither an NRRD nor a MetaImage header was found")
+    fields = _fields(start, nrrd)
+    missing = [group[0] for group in (_NRRD_FIELDS if nrrd else _META_FIELDS) if not any(w in fields for w in group)]
+    if missing:
+        raise GeometryError(
+            f"{path}: the header has no {' and no '.join(missing)}, so the place in the patient is unknown; "
+            "write the image with its geometry"
+        )
+    if nrrd:
+        space = fields["space"].lower()
+        if space not in SPACES:
+            raise GeometryError(f"{path}: space {fields['space']!r}, expected one of LPS, RAS or LAS")
+        units = set(fields.get("space units", "").replace('"', "").split()) - {"mm"}
+        if units:
+            raise GeometryError(f"{path}: space units {sorted(units)}, expected mm")
+        if "nan" in (fields["space directions"] + fields["space origin"]).lower():
+            raise GeometryError(f"{path}: space directions or origin hold NaN")
+
+
+def _fields(start: bytes, nrrd: bool) -> dict[str, str]:
+    """Return the header's fields, names in lower case."""
+    fields = {}
+    for line in start.decode("latin-1").splitlines():
+        if nrrd and not line.strip():
+            break
+        name, separator, value = line.partition(":" if nrrd else "=")
+        if separator and not line.startswith("#"):
+            fields[name.strip().lower()] = value.strip()
+        if not nrrd and name.strip().lower() == "elementdatafile":
+            break
+    return fields
+
+
+def _reason(error: BaseException) -> str:
+    """Return the last line of an ITK error, which is the one that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][-160:] if lines else type(error).__name__
