@@ -184,7 +184,7 @@ def summarise(cases: Mapping[str, CaseResult]) -> dict[str, Any]:
     for case in cases.values():
         for result in case.classes:
             by_class.setdefault(result.name, []).append(result)
-    classes = {}
+    classes: dict[str, dict[str, Any]] = {}
     for name, results in by_class.items():
         # A case whose tables do not know the class has no object of it, on either side.
         absent = len(cases) - len(results)
