@@ -87,6 +87,13 @@ def test_slices_prefer_the_largest_section(volume, labels):
     assert choose_slices([InstanceSet.from_masks([(1, mask)], volume, labels)], 4) == [3]
 
 
+def test_slices_weigh_small_objects_like_large_ones(volume, labels):
+    large, small = np.zeros((2, 5, 7, 11), bool)
+    large[0, :2, :10] = large[2, :3, :10] = True  # 20 and 30 pixels
+    small[0, 5, :8] = small[2, 5, :1] = True  # 8 and 1: slice 0 shows 2/3 and 1/1 of the largest, slice 2 1/1 and 1/8
+    assert choose_slices([InstanceSet.from_masks([(1, large), (2, small)], volume, labels)], 1) == [0]
+
+
 def test_slices_without_objects_are_spread(volume, labels):
     nothing = InstanceSet.build([], volume, labels)
     assert choose_slices([nothing], 8) == [0, 1, 2, 3, 4]
