@@ -5,7 +5,6 @@ right on the left of the picture, anterior on top. Positions in a picture are mi
 are not square keep their shape.
 """
 
-import colorsys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +40,6 @@ TILE_INCHES = 3.0
 #: Legend entries beyond these are summed up in one line.
 MAX_ENTRIES = 32
 REFERENCE: Rgb = (1.0, 1.0, 1.0)
-#: Lightness of the objects of one label, in turn, as a share of the way to black (-) or white (+).
-SHADES = (0.0, 0.45, -0.35, 0.7, 0.22, -0.18)
 
 
 def overlay_montage(
@@ -73,7 +70,7 @@ def overlay_montage(
         GeometryError: the objects lie on another grid than the volume.
         ConfigError: a slice, window or number of columns that makes no sense.
     """
-    colours = instance_colours(instances)
+    colours = _colours(instances)
     layers = [_Layer(_displayed(instances, volume, orientation), colours, dashed=False)]
     entries = _legend_entries(instances, colours)
     return _montage(volume, layers, entries, window, slices, columns, orientation)
@@ -93,7 +90,7 @@ def compare_montage(
 
     The arguments are those of `overlay_montage`; slices are chosen for the objects of both.
     """
-    colours = instance_colours(prediction)
+    colours = _colours(prediction)
     white = {instance.id: REFERENCE for instance in reference}
     layers = [
         _Layer(_displayed(prediction, volume, orientation), colours, dashed=False),
@@ -135,21 +132,6 @@ def save_figure(path: Path | str, figure: Figure) -> None:
         figure.savefig(
             temporary, format="png", dpi=DPI, facecolor=figure.get_facecolor(), metadata={"Software": "medseg"}
         )
-
-
-def instance_colours(instances: InstanceSet) -> dict[int, Rgb]:
-    """Return id -> RGB in 0..1: the label's colour, several objects of one label told apart by shade."""
-    seen: dict[int, int] = {}
-    colours = {}
-    for instance in instances:
-        turn = seen.get(instance.label, 0)
-        seen[instance.label] = turn + 1
-        r, g, b = (channel / 255 for channel in instances.labels[instance.label].colour)
-        hue, lightness, saturation = colorsys.rgb_to_hls(r, g, b)
-        shade = SHADES[turn % len(SHADES)]
-        lightness += shade * ((1 - lightness) if shade > 0 else lightness)
-        colours[instance.id] = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return colours
 
 
 def choose_slices(sets: Sequence[InstanceSet], limit: int) -> list[int]:
@@ -211,6 +193,14 @@ def _displayed(instances: InstanceSet, volume: Volume, orientation: Orientation)
     return instances.moved(to_volume).moved(orientation_map(volume, orientation))
 
 
+def _colours(instances: InstanceSet) -> dict[int, Rgb]:
+    """Return id -> RGB in 0..1 as matplotlib takes it."""
+    return {
+        instance.id: (r / 255, g / 255, b / 255)
+        for instance, (r, g, b) in zip(instances, instances.colours(), strict=True)
+    }
+
+
 def _legend_entries(instances: InstanceSet, colours: dict[int, Rgb]) -> list[_Entry]:
     """One entry per object; per label where they are too many; the rest summed up."""
     if not len(instances):
@@ -219,13 +209,12 @@ def _legend_entries(instances: InstanceSet, colours: dict[int, Rgb]) -> list[_En
     for instance in instances:
         groups.setdefault(instance.label, []).append(instance)
     ml = {instance.id: instances.volume_ml(instance.id) for instance in instances}
+    names = instances.names()
     entries = []
     for label in instances.labels:
         members = groups.get(label.id, [])
         if len(instances) <= MAX_ENTRIES:
-            for number, instance in enumerate(members, start=1):
-                name = f"{label.name} {number}" if len(members) > 1 else label.name
-                entries.append(_Entry(f"{name}  {_millilitres(ml[instance.id])}", colours[instance.id]))
+            entries += [_Entry(f"{names[i.id - 1]}  {_millilitres(ml[i.id])}", colours[i.id]) for i in members]
         elif members:
             name = f"{label.name} ({len(members)} objects)" if len(members) > 1 else label.name
             volume_ml = sum(ml[instance.id] for instance in members)
