@@ -89,6 +89,6 @@ def caret_label_table(instances: InstanceSet) -> bytes:
         rows.append((instance.id, name, (r / 255, g / 255, b / 255, 1.0)))
     for key, name, rgba in rows:
         channels = {k: f"{v:.6g}" for k, v in zip(("Red", "Green", "Blue", "Alpha"), rgba, strict=True)}
-        ElementTree.SubElement(table, "Label", Key=str(key), **channels).text = name
+        ElementTree.SubElement(table, "Label", {"Key": str(key), **channels}).text = name
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     return ElementTree.tostring(extension, encoding="utf-8", xml_declaration=True)

@@ -5,7 +5,7 @@ lost, is always an explicit choice (`InstanceSet.to_labelmap`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -187,25 +187,26 @@ class InstanceSet:
         """
         if array.shape != tuple(geometry.spatial_shape):
             raise GeometryError(f"{source}: shape {array.shape}, expected that of its grid {geometry.spatial_shape}")
-        values, compact = np.unique(array, return_inverse=True)
-        if len(values) and values[0] < 0:
-            raise InputError(f"{source}: value {values[0]} found, expected labels of 0 and above")
-        known = labels.ids if instance_labels is None else tuple(instance_labels)
-        unknown = [int(v) for v in values if v != 0 and int(v) not in known]
+        low, high = int(array.min()), int(array.max())
+        if low < 0:
+            raise InputError(f"{source}: value {low} found, expected labels of 0 and above")
+        if high <= 65535:
+            values: Sequence[int] | NDArray[np.integer] = range(high + 1)
+            codes = array.astype(np.uint16, copy=False)
+        else:  # rare, and a sort of the whole volume: number the values that occur
+            values = np.unique(np.append(array, 0))
+            codes = np.searchsorted(values, array).astype(np.int32)
+        windows = [(int(values[i]), i, w) for i, w in enumerate(ndimage.find_objects(codes), start=1) if w is not None]
+        known = set(labels.ids if instance_labels is None else instance_labels)
+        unknown = [value for value, _, _ in windows if value not in known]
         if unknown:
-            table = labels.describe() if instance_labels is None else f"instance ids {sorted(known)}"
+            table = labels.describe() if instance_labels is None else f"instance ids {sorted(known)[:20]}"
             raise InputError(
                 f"{source}: values {unknown[:10]} are not in the table {table}; add them to the labels or mend the file"
             )
-        codes = np.asarray(compact, np.int32).reshape(array.shape)
-        if not len(values) or values[0] != 0:
-            codes, values = codes + 1, np.concatenate([[0], values])
         found = []
-        for index, window in enumerate(ndimage.find_objects(codes), start=1):
-            if window is None:
-                continue
-            value = int(values[index])
-            mask = codes[window] == index
+        for value, code, window in windows:
+            mask = codes[window] == code
             origin = (window[0].start, window[1].start, window[2].start)
             label = value if instance_labels is None else int(instance_labels[value])
             if instance_labels is None and labels[label].kind == "components":
