@@ -7,12 +7,12 @@ from matplotlib.image import imread
 from medseg.errors import ConfigError, GeometryError
 from medseg.labels import Label, LabelTable
 from medseg.reporting.overlay import (
-    choose_slices,
     compare_montage,
     outlines,
     overlay_montage,
     save_overlay,
 )
+from medseg.reporting.slices import choose_slices
 from medseg.values.geometry import AxisMap, make_volume
 from medseg.values.instances import InstanceSet
 
