@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import InputError, MedsegError
+from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.io import read_instances
 from medseg.io.atomic import write_csv, write_json
 from medseg.io.cohort_table import TABLE_NAME, read_cohort_labels, read_cohort_table, read_label_file, stem_of
@@ -34,7 +34,7 @@ from medseg.progress import Track, silent
 from medseg.values.instances import InstanceSet
 
 #: Endings of label files in the order of preference: the first keeps overlaps.
-ENDINGS = (".seg.nrrd", "_instances.nii.gz", "_seg.dcm", ".nii.gz", ".nii", ".nrrd", ".mha", ".dcm")
+ENDINGS = (".seg.nrrd", "_instances.nii.gz", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: Endings of what `medseg predict` writes beside the instances, which is no label file.
 _NOT_LABELS = ("_semantic.nii.gz", "_probabilities.nii.gz")
 
@@ -55,7 +55,7 @@ class Evaluation:
         extra: names of predicted cases that the reference lacks; they are left out.
         summary: what summary.json holds: `medseg.metrics.evaluation.summarise` and ``failures``,
             ``predictions_without_reference``, ``labels`` (per class name, its ids in the label tables of
-            the first case: {"reference": 1, "prediction": 2}, null where a table lacks it).
+            the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it).
         files: what was written, absolute.
     """
 
@@ -89,8 +89,11 @@ def evaluate_files(
         The results; a case that is missing or cannot be read is in ``failures`` and the rest is evaluated.
 
     Raises:
+        ConfigError: a threshold outside 0..1.
         InputError: no reference, no prediction, no case in common, or not one case could be evaluated.
     """
+    if not 0 <= iou_threshold <= 1:
+        raise ConfigError(f"IoU threshold {iou_threshold}: expected 0..1")
     reference, prediction, out = Path(reference).absolute(), Path(prediction).absolute(), Path(out).absolute()
     table = read_label_file(labels) if labels is not None else read_cohort_labels(reference)
     predicted_table = read_cohort_labels(prediction)
@@ -113,6 +116,7 @@ def evaluate_files(
                 raise InputError(f"no prediction in {prediction}")
             expected = read_instances(file, labels=table)
             found = read_instances(predictions[name], labels=predicted_table)
+            _check_common_class(expected.labels, found.labels)
             cases[name] = evaluate_case(expected, found, iou_threshold=iou_threshold)
             ids = ids or _label_ids(expected, found)
         except MedsegError as error:
@@ -165,6 +169,14 @@ def label_files(path: Path) -> dict[str, Path]:
     return {name: file for name, (_, file) in found.items()}
 
 
+def _check_common_class(reference: LabelTable, prediction: LabelTable) -> None:
+    if len(reference) and len(prediction) and not set(reference.names) & set(prediction.names):
+        raise InputError(
+            f"reference and prediction have no class in common ({reference.describe()} and {prediction.describe()}); "
+            "name the reference's labels in a labels.json beside it or with --labels"
+        )
+
+
 def _rank(file: Path) -> int | None:
     """Return how much a file is preferred as its case's label file (0 most), None where it is no label file."""
     name = file.name.lower()
@@ -174,10 +186,8 @@ def _rank(file: Path) -> int | None:
 
 
 def _case_of(file: Path) -> str:
-    for ending in ("_instances.nii.gz", "_seg.dcm"):
-        if file.name.lower().endswith(ending) and len(file.name) > len(ending):
-            return file.name[: -len(ending)]
-    return stem_of(file)
+    ending = "_instances.nii.gz"
+    return file.name[: -len(ending)] if file.name.lower().endswith(ending) else stem_of(file)
 
 
 def _some(cases: Mapping[str, Path]) -> str:
