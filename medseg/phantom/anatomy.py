@@ -192,13 +192,13 @@ class Painter:
     def bowel(self) -> None:
         """Paint small-bowel loops and the colon, with stool, fluid and gas."""
         rng = self.rng
-        for _ in range(34):
-            centre = (rng.uniform(-72, 72), rng.uniform(-78, 5), rng.uniform(-170, -18))
+        for _ in range(int(rng.integers(55, 85))):
+            centre = (rng.uniform(-75, 75), rng.uniform(-85, 12), rng.uniform(-170, -18))
             radius = rng.uniform(9, 15)
             radii = (radius * rng.uniform(1, 1.9), radius, radius * rng.uniform(0.9, 1.4))
             self.blob(centre, radii, self.hu["gut"] + rng.normal(0, 6))
             lumen = rng.uniform(8, 75) if rng.random() > 0.18 else GAS_HU
-            self.blob(centre, tuple(max(r - 3.2, 2.0) for r in radii), lumen)
+            self.blob(centre, (radii[0] - 3.2, radii[1] - 3.2, radii[2] - 3.2), lumen)
         colon: list[list[Point]] = [
             [(-88, 20, -150), (-92, 15, -100), (-84, 5, -62), (-62, -45, -48)],
             [(-62, -45, -48), (-15, -72, -42), (38, -68, -30), (84, -22, -5)],
@@ -206,10 +206,10 @@ class Painter:
         ]
         for piece in colon:
             points = [self.around(p, 5) for p in piece]
-            radii = list(rng.uniform(13, 21, len(points)))
-            self.tube(points, radii, self.hu["gut"])
-            self.tube(points, [r - 3 for r in radii], rng.uniform(5, 60))
-            for point, radius in zip(points, radii, strict=True):
+            calibres = rng.uniform(13, 21, len(points)).tolist()
+            self.tube(points, calibres, self.hu["gut"])
+            self.tube(points, [calibre - 3 for calibre in calibres], rng.uniform(5, 60))
+            for point, radius in zip(points, calibres, strict=True):
                 if rng.random() < 0.6:  # gas rises to the front
                     gas = (point[0], point[1] - radius * 0.3, point[2])
                     self.blob(gas, (radius * 0.75, radius * 0.55, radius * rng.uniform(0.8, 1.6)), GAS_HU)
@@ -254,7 +254,7 @@ class Painter:
         canvas.paint(window, np.maximum(np.maximum(wedge, f), at.y + 25).astype(np.float32), self.fat_hu + 8)
         bladder = self.around((-48, -44, 0), 4)
         radii = self.scaled((13, 15, 25), 0.12)
-        self.blob(bladder, tuple(r + 2 for r in radii), self.hu["gut"])
+        self.blob(bladder, (radii[0] + 2, radii[1] + 2, radii[2] + 2), self.hu["gut"])
         self.blob(bladder, radii, rng.uniform(0, 22))
         self.liver_vessels(label)
 
@@ -290,13 +290,13 @@ class Painter:
     def spleen(self) -> None:
         """Paint the spleen under the left dome, hollowed by the stomach."""
         label = self.labels["spleen"]
-        centre = self.around((97, 32, 46), 5)
+        centre = self.around((92, 34, 46), 4)
         window = self.canvas.window(centre, 75)
         at = self.frame.crop(window)
         if at.x.size == 0:
             return
-        f = ellipsoid(at, centre, self.scaled((34, 46, 52), 0.09), self.turned((-20, 10, -15), 6))
-        hollow = ellipsoid(at, (centre[0] - 46, centre[1] - 22, centre[2]), (36, 36, 60))
+        f = ellipsoid(at, centre, self.scaled((38, 50, 55), 0.09), self.turned((-20, 10, -15), 6))
+        hollow = ellipsoid(at, (centre[0] - 50, centre[1] - 28, centre[2]), (34, 34, 60))
         f = smooth_intersection(f, -hollow, 10)
         f = np.maximum(np.maximum(f, self.cavity[window] + 1.5), 3 - self.dome[window])
         self.canvas.paint(window, f, self.hu["spleen"] + 2.0 * smooth_field(self.rng, at.axes, 16.0), label)
@@ -307,18 +307,18 @@ class Painter:
         rng = self.rng
         base = self.hu["kidney"]
         medulla = rng.uniform(4, 24)
-        for name, centre, side in (("kidney_right", (-60, 42, -26), -1), ("kidney_left", (63, 42, -8), 1)):
+        for name, usual, side in (("kidney_right", (-60, 42, -26), -1), ("kidney_left", (63, 42, -8), 1)):
             label = self.labels[name]
-            centre = self.around(centre, 5)
+            centre = self.around(usual, 5)
             window = self.canvas.window(centre, 75)
             at = self.frame.crop(window)
             if at.x.size == 0:
                 continue
             turn = self.turned((-12, side * -12, side * 25), 5)
-            f = ellipsoid(at, centre, self.scaled((31, 24, 54), 0.07), turn)
+            f = ellipsoid(at, centre, self.scaled((34, 27, 57), 0.07), turn)
             inward = turn @ np.array([-side, 0, 0], np.float32)
             sinus = (centre[0] + 26 * inward[0], centre[1] + 26 * inward[1], centre[2] + 26 * inward[2])
-            hollow = ellipsoid(at, sinus, (20, 12, 20), turn)
+            hollow = ellipsoid(at, sinus, (17, 11, 19), turn)
             f = smooth_intersection(f, -hollow, 8)
             f = np.maximum(f, self.cavity[window] + 2)
             gap = rng.uniform(-3, 3)

@@ -84,6 +84,16 @@ class Phantom:
         return tuple(i.id for i in self.instances if i.label == label)
 
 
+def check_grid(seed: int, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> None:
+    """Refuse what `make_phantom` cannot draw; ConfigError says which argument and what is expected."""
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: expected 0 or more")
+    if len(shape) != 3 or min(shape) < 8:
+        raise ConfigError(f"shape {tuple(shape)}: expected three axes (slices, rows, columns) of at least 8")
+    if len(spacing_mm) != 3 or not all(0.2 <= s <= 20 for s in spacing_mm):
+        raise ConfigError(f"spacing_mm {tuple(spacing_mm)}: expected (slice, row, column), each 0.2 to 20 mm")
+
+
 def make_phantom(
     *,
     seed: int,
@@ -101,12 +111,7 @@ def make_phantom(
     Raises:
         ConfigError: an argument out of range.
     """
-    if seed < 0:
-        raise ConfigError(f"seed {seed}: expected 0 or more")
-    if len(shape) != 3 or min(shape) < 8:
-        raise ConfigError(f"shape {tuple(shape)}: expected three axes (slices, rows, columns) of at least 8")
-    if len(spacing_mm) != 3 or not all(0.2 <= s <= 20 for s in spacing_mm):
-        raise ConfigError(f"spacing_mm {tuple(spacing_mm)}: expected (slice, row, column), each 0.2 to 20 mm")
+    check_grid(seed, shape, spacing_mm)
     # One stream per purpose: more of one thing does not change the others.
     pose, body, spots, grain = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
     table = phantom_labels()
@@ -119,8 +124,8 @@ def make_phantom(
     affine[:3, 3] = corner + table_mm
     noise_sd = float(grain.uniform(10, 16))
     torso = paint_torso(body, frame, ids)
-    lesions = add_lesions(spots, frame, torso, ids, noise_sd=noise_sd)
-    clean = ct.blur(torso.hu, spacing_mm)
+    sharp, lesions = add_lesions(spots, frame, torso, ids, noise_sd=noise_sd)
+    clean = ct.blur(sharp, spacing_mm)
     stored = ct.store(clean + ct.noise(grain, torso.inside, spacing_mm, noise_sd))
     source = f"phantom {seed}"
     volume = make_volume(stored, affine, source)

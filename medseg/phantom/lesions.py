@@ -18,10 +18,14 @@ ROSE = 6.0
 #: Lesions of more than this diameter carry a necrotic core.
 NECROSIS_FROM_MM = 20.0
 #: Largest lesion that each organ gets, and how often it is chosen.
-HOSTS = {"liver": (30.0, 0.60), "spleen": (24.0, 0.16), "kidney_left": (20.0, 0.12), "kidney_right": (20.0, 0.12)}
+HOSTS = {"liver": (30.0, 0.40), "spleen": (26.0, 0.24), "kidney_left": (22.0, 0.18), "kidney_right": (22.0, 0.18)}
 #: Free parenchyma between lesions that do not touch.
 GAP_MM = 7.0
+#: A lesion's centre lies this share of its diameter deep: some reach the organ's surface and are cut by it.
+_DEPTH = 0.375
 _MIN_VOXELS = 4
+#: Layouts that are tried until one has enough lesions and a touching pair (a small field of view may have no room).
+_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +129,20 @@ class _Site:
         )
 
 
+def _is_free(centre: NDArray[np.float64], diameter: float, others: list[_Blob]) -> bool:
+    """Tell whether a lesion keeps its distance from all others, bumps and flattening allowed for."""
+    return all(np.linalg.norm(centre - b.centre) - 0.6 * (b.diameter + diameter) > GAP_MM for b in others)
+
+
 def _place(
     rng: np.random.Generator, site: _Site, diameter: float, placed: list[tuple[str, _Blob]], hosts: list[str]
 ) -> tuple[str, _Blob] | None:
     """Find room for one lesion away from all others, or None."""
     for host in hosts:
-        # Three quarters of the radius: some lesions reach the organ's surface and are cut by it.
-        room = site.candidates(host, 0.375 * diameter)
+        room = site.candidates(host, _DEPTH * diameter)
         for _ in range(24 if len(room) else 0):
             centre = site.position(room[rng.integers(len(room))], rng)
-            distance = [np.linalg.norm(centre - b.centre) - 0.6 * (b.diameter + diameter) for _, b in placed]
-            if not distance or min(distance) > GAP_MM:
+            if _is_free(centre, diameter, [b for _, b in placed]):
                 return host, _draw_blob(rng, centre, diameter)
     return None
 
@@ -155,10 +162,9 @@ def _place_partner(
         voxel = [int(np.abs(axis - c).argmin()) - s for axis, c, s in zip(site.axes, centre[::-1], start, strict=True)]
         if any(not 0 <= v < n for v, n in zip(voxel, depth.shape, strict=True)):
             continue
-        if depth[tuple(voxel)] < 0.375 * diameter:
+        if depth[tuple(voxel)] < _DEPTH * diameter:
             continue
-        others = [np.linalg.norm(centre - b.centre) - 0.6 * (b.diameter + diameter) for _, b in placed if b is not first]
-        if not others or min(others) > GAP_MM:
+        if _is_free(centre, diameter, [b for _, b in placed if b is not first]):
             return _draw_blob(rng, centre, diameter)
     return None
 
@@ -180,8 +186,8 @@ def _layout(
         # Pairs of middling size, alike enough that neither is a bump on the other.
         first = int(rng.integers(0, max(1, min(len(diameters) - 1, count // 2))))
         a, b = diameters[first], diameters[first + 1]
-        for host in ("liver", "spleen", "kidney_right", "kidney_left"):
-            if host not in hosts:
+        for host in sorted(hosts, key=lambda name: rng.random() > HOSTS[name][1] * 2):
+            if a > HOSTS[host][0]:
                 continue
             found = _place(rng, site, a, placed, [host])
             partner = _place_partner(rng, site, host, found[1], b, [*placed, found]) if found else None
@@ -209,25 +215,45 @@ def _contrast(rng: np.random.Generator, diameter: float, noise_sd: float, pixel_
 
 def add_lesions(
     rng: np.random.Generator, frame: Frame, torso: Torso, labels: dict[str, int], *, noise_sd: float
-) -> tuple[Lesion, ...]:
-    """Paint lesions into ``torso.hu`` and return their truth.
+) -> tuple[Array, tuple[Lesion, ...]]:
+    """Draw lesions into a torso.
 
     Args:
         rng: the source of all variation.
         frame: the patient's grid.
-        torso: the organs; its ``hu`` is changed.
+        torso: the organs; not changed.
         labels: label id of each organ by name.
         noise_sd: SD of the noise that will be added, HU.
+
+    Returns:
+        HU with the lesions, and their truth: 4 to 9 lesions, at least two that touch, unless so little of
+        the organs lies in the field of view that there is no room.
     """
     site = _Site(frame, torso, labels)
+    best: tuple[tuple[bool, int], Array, tuple[Lesion, ...]] | None = None
+    for _ in range(_ATTEMPTS):
+        hu = torso.hu.copy()
+        lesions = _draw(rng, site, torso, hu, noise_sd)
+        rank = any(lesion.touches for lesion in lesions), min(len(lesions), 4)
+        if best is None or rank > best[0]:
+            best = rank, hu, lesions
+        if rank == (True, 4):
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def _draw(
+    rng: np.random.Generator, site: _Site, torso: Torso, hu: Array, noise_sd: float
+) -> tuple[Lesion, ...]:
+    """Lay out and paint one set of lesions into ``hu``."""
     blobs, pairs = _layout(rng, site)
     hypo = rng.uniform(0.7, 0.95)  # most lesions of a patient behave alike
     partner = {b: a for a, b in pairs}
     contrasts: list[float] = []
-    drawn: list[Lesion | None] = []
-    pixel = site.step[1]
+    drawn: list[Lesion] = []
     for position, (host, blob) in enumerate(blobs):
-        size = _contrast(rng, blob.diameter, noise_sd, pixel)
+        size = _contrast(rng, blob.diameter, noise_sd, site.step[1])
         sign = -1.0 if rng.random() < hypo else 1.0
         if position in partner:
             # Of one kind with its neighbour, a little brighter or darker.
@@ -237,20 +263,31 @@ def add_lesions(
             size = float(np.clip(abs(other) + rng.uniform(4, 10) * rng.choice([-1, 1]), low, high))
         contrasts.append(sign * size)
         neighbours = [blobs[b if a == position else a][1] for a, b in pairs if position in (a, b)]
-        drawn.append(_paint(rng, site, torso, host, blob, neighbours, contrasts[-1], noise_sd))
-    kept = [i for i, lesion in enumerate(drawn) if lesion is not None]
-    number = {old: new for new, old in enumerate(kept)}
-    touching = {i: {b if a == i else a for a, b in pairs if i in (a, b)} for i in kept}
-    return tuple(
-        replace(lesion, touches=tuple(sorted(number[j] for j in touching[i] if j in number)))
-        for i, lesion in enumerate(drawn)
-        if lesion is not None
-    )
+        lesion = _paint(rng, site, torso, hu, host, blob, neighbours, contrasts[-1], noise_sd)
+        if lesion is not None:
+            drawn.append(lesion)
+    touching = [
+        tuple(j for j, other in enumerate(drawn) if other is not lesion and share_a_face(lesion, other))
+        for lesion in drawn
+    ]
+    return tuple(replace(lesion, touches=touches) for lesion, touches in zip(drawn, touching, strict=True))
+
+
+def share_a_face(a: Lesion, b: Lesion) -> bool:
+    """Tell whether a voxel of one lesion lies face to face with a voxel of the other."""
+    shift = [ob - oa for oa, ob in zip(a.offset, b.offset, strict=True)]
+    near = all(-nb <= s <= na for s, na, nb in zip(shift, a.mask.shape, b.mask.shape, strict=True))
+    if not near:
+        return False
+    grown = ndimage.binary_dilation(np.pad(a.mask, 1))
+    voxels = np.argwhere(b.mask) + shift + 1
+    voxels = voxels[((voxels >= 0) & (voxels < grown.shape)).all(axis=1)]
+    return bool(grown[tuple(voxels.T)].any())
 
 
 def _paint(
-    rng: np.random.Generator, site: _Site, torso: Torso, host: str, blob: _Blob, neighbours: list[_Blob],
-    contrast: float, noise_sd: float,
+    rng: np.random.Generator, site: _Site, torso: Torso, into: Array, host: str, blob: _Blob,
+    neighbours: list[_Blob], contrast: float, noise_sd: float,
 ) -> Lesion | None:  # fmt: skip
     """Paint one lesion; None where too little of it lies inside its host."""
     window, grid = site.crop(blob.centre, 0.9 * blob.diameter + max(site.step))
@@ -273,7 +310,7 @@ def _paint(
         share *= keep | ~mask
         mask = keep
     base = torso.organ_hu[label]
-    hu = torso.hu[window]
+    hu = into[window]
     deep = ndimage.binary_erosion(organ)
     hu += share * np.where(deep, base + contrast - hu, contrast)
     core = None
