@@ -294,11 +294,11 @@ def _draw_outlines(axes: Axes, layer: _Layer, index: int, pixel_mm: tuple[float,
         )
 
 
-def _write(axes: Axes, x: float, y: float, text: str, **alignment: str) -> None:
+def _write(axes: Axes, x: float, y: float, text: str, *, ha: str, va: str) -> None:
     """Write small text at a place in 0..1 of the axes, readable on black and on white."""
     axes.text(
         x, y, text, transform=axes.transAxes, color=FOREGROUND, fontsize=7, parse_math=False,
-        path_effects=[withStroke(linewidth=2, foreground="black")], **alignment,
+        path_effects=[withStroke(linewidth=2, foreground="black")], ha=ha, va=va,
     )  # fmt: skip
 
 
