@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from medseg.cli import console
 
@@ -46,55 +47,36 @@ def run(
 
 
 def summary_table(summary: Mapping[str, Any]) -> "Table":
-    """Lay out a summary (`medseg.metrics.evaluation.summarise`) as a table per class."""
+    """Lay out a summary (`medseg.metrics.evaluation.summarise`) as a table per class, 80 columns wide."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"{summary['n_cases']} cases, objects matched at IoU {summary['iou_threshold']:g}")
-    table.add_column("class")
-    for column in (
-        "Dice",
-        "cases",
-        "IoU",
-        "volume diff. ml",
-        "objects",
-        "TP",
-        "FP",
-        "FN",
-        "F1",
-        "PQ",
-        "splits",
-        "merges",
-    ):
-        table.add_column(column, justify="right")
-    for name, entry in summary["classes"].items():
-        voxels, objects = entry["voxels"], entry["objects"]
-        undefined = voxels["dice"]["n_undefined"]
-        table.add_row(
-            name,
-            _number(voxels["dice"]["mean"]),
-            f"{voxels['dice']['n']}" + (f" (+{undefined} undefined)" if undefined else ""),
-            _number(voxels["iou"]["mean"]),
-            _number(voxels["volume_difference_ml"]["mean"], 1),
-            *(str(objects[key]) for key in ("reference", "tp", "fp", "fn")),
-            _number(objects["f1"]),
-            _number(objects["pq"]),
-            *(str(objects[key]) for key in ("splits", "merges")),
-        )
-    mean, objects = summary["mean_dice"], summary["objects"]
-    table.add_section()
-    table.add_row(
-        "all",
-        _number(mean["mean"]),
-        f"{mean['n']} classes" + (f" (+{mean['n_undefined']} undefined)" if mean["n_undefined"] else ""),
-        "",
-        "",
-        *(str(objects[key]) for key in ("reference", "tp", "fp", "fn")),
-        _number(objects["f1"]),
-        _number(objects["pq"]),
-        *(str(objects[key]) for key in ("splits", "merges")),
+    table = Table(
+        title=f"{summary['n_cases']} cases, objects matched at IoU {summary['iou_threshold']:g}",
+        caption="cases: with a defined Dice / all; n/a: no object in the reference",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
     )
+    table.add_column("class", no_wrap=True)
+    for column in ("Dice", "cases", "TP", "FP", "FN", "F1", "PQ", "splits", "merges"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, entry in summary["classes"].items():
+        dice = entry["voxels"]["dice"]
+        counts = f"{dice['n']}/{dice['n'] + dice['n_undefined']}"
+        table.add_row(escape(name), _number(dice["mean"]), counts, *_object_cells(entry["objects"]))
+    table.add_section()
+    table.add_row("all", _number(summary["mean_dice"]["mean"]), "", *_object_cells(summary["objects"]))
     return table
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return "n/a" if value != value else f"{value:.{digits}f}"
+def _object_cells(objects: Mapping[str, Any]) -> list[str]:
+    return [
+        *(str(objects[key]) for key in ("tp", "fp", "fn")),
+        *(_number(objects[key]) for key in ("f1", "pq")),
+        *(str(objects[key]) for key in ("splits", "merges")),
+    ]
+
+
+def _number(value: float) -> str:
+    return "n/a" if value != value else f"{value:.3f}"
