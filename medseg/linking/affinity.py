@@ -10,8 +10,8 @@ from medseg.values.plan import LinkingPlan
 
 #: Weights of the log-odds (natural logarithm) that two masks are one object; see `link_log_odds`.
 IOU_WEIGHT = 6.0
-CONTAINED_WEIGHT = 4.0
-AREA_WEIGHT = -0.25
+CONTAINED_WEIGHT = 5.0
+AREA_WEIGHT = -0.15
 SHIFT_WEIGHT = -4.0
 #: Ties are broken by up to this much: far above the solver's tolerance, far below anything that was measured.
 TIE = 1e-4

@@ -13,7 +13,7 @@ from medseg.linking.affinity import Edges, build_edges
 from medseg.linking.duplicates import drop_duplicates
 from medseg.linking.flow import node_rewards, solve_tracks
 from medseg.linking.nodes import Nodes, build_nodes
-from medseg.linking.reassembly import Object3D, build_object, object_score, settle
+from medseg.linking.reassembly import Object3D, build_object, expected_slices, object_score, settle
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
@@ -45,26 +45,31 @@ def link(
 
     Returns:
         Objects ordered by label id, first slice, row and column. The score is the mean of the detections'
-        scores over the slices of the object, a slice that was filled in counting 0.
+        scores over the slices that should show the object, those that do not counting 0.
 
     Raises:
         InputError: a slice outside the volume, an unknown label, a score outside 0..1, values not finite.
     """
     spacing_mm = spacing_of(geometry)
-    shape = (geometry.spatial_shape[1], geometry.spatial_shape[2])
+    depth, rows, columns = geometry.spatial_shape
+    shape = (rows, columns)
     nodes = drop_duplicates(build_nodes(detections, geometry, labels, config.mask_threshold), labels, config)
     edges = build_edges(nodes, spacing_mm, config)
     tracks = solve_tracks(node_rewards(nodes.scores, config.min_score), edges)
-    tracks = [track for track in tracks if _track_score(nodes, track) >= config.min_score - _ROUNDING]
 
-    apart = [[track] for track in tracks if labels[int(nodes.labels[track[0]])].kind != "single"]
-    united = unite_single(
-        nodes,
-        [track for track in tracks if labels[int(nodes.labels[track[0]])].kind == "single"],
-        edges,
-        config.part_fraction,
-    )
-    objects = [build_object(nodes, group, spacing_mm, shape) for group in apart + united]
+    def single(track: list[int]) -> bool:
+        return labels[int(nodes.labels[track[0]])].kind == "single"
+
+    def score(track: list[int]) -> float:
+        ratio = 0.0 if single(track) else config.length_ratio  # parts of an organ may well be flat
+        return object_score(nodes, track, expected_slices(nodes, track, spacing_mm, depth, ratio))
+
+    scores = {track[0]: score(track) for track in tracks}
+    tracks = [track for track in tracks if scores[track[0]] >= config.min_score - _ROUNDING]
+    apart = [track for track in tracks if not single(track)]
+    united = unite_single(nodes, [track for track in tracks if single(track)], edges, config.part_fraction)
+    objects = [build_object(nodes, [track], scores[track[0]], spacing_mm, shape) for track in apart]
+    objects += [build_object(nodes, group, None, spacing_mm, shape) for group in united]
     objects = [o for o in objects if _extent_mm(o, spacing_mm[0]) >= config.min_extent_mm - _ROUNDING]
     settle(objects, nodes, shape)
 
@@ -72,8 +77,8 @@ def link(
     for obj in objects:
         crop = obj.crop()
         if crop is not None:
-            score = min(1.0, obj.score)
-            found.append((obj.key, Instance(id=1, label=obj.label, mask=crop[0], offset=crop[1], score=score)))
+            instance = Instance(id=1, label=obj.label, mask=crop[0], offset=crop[1], score=min(1.0, obj.score))
+            found.append((obj.key, instance))
     found.sort(key=lambda entry: (entry[1].label, entry[1].offset, entry[0]))
     return InstanceSet.build((instance for _, instance in found), geometry, labels)
 
@@ -116,10 +121,6 @@ def unite_single(
         most = max(evidence.values())
         groups.append([tracks[t] for p, ts in of_label.items() if evidence[p] >= part_fraction * most for t in ts])
     return groups
-
-
-def _track_score(nodes: Nodes, track: list[int]) -> float:
-    return object_score(nodes, track, int(nodes.slices[track[-1]] - nodes.slices[track[0]]) + 1)
 
 
 def _extent_mm(obj: Object3D, slice_spacing_mm: float) -> float:

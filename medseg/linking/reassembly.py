@@ -32,7 +32,7 @@ class Object3D:
     Attributes:
         label: label id.
         nodes: positions of its detections.
-        score: see `object_score`.
+        score: 0..1, see `object_score`.
         key: checksum of its detections; breaks ties without knowing the slice.
         patches: slice index -> its mask there.
         filled: slices that were filled in, without a detection.
@@ -64,24 +64,51 @@ class Object3D:
 def object_score(nodes: Nodes, members: Iterable[int], slices: int) -> float:
     """Return the mean score over the slices that should show the object.
 
-    Those are the ``slices`` that it has a mask in; one that was filled in counts 0, and of several
-    parts in one slice the best counts.
+    Args:
+        nodes: all detections.
+        members: those of the object.
+        slices: how many slices should show it. One without a detection counts 0, and of several parts
+            in one slice the best counts.
     """
     best: dict[int, float] = {}
     for i in members:
         z = int(nodes.slices[i])
         best[z] = max(best.get(z, 0.0), float(nodes.scores[i]))
-    return sum(sorted(best.values())) / slices  # sorted: the sum is the same upside down
+    return sum(sorted(best.values())) / max(slices, len(best))  # sorted: the sum is the same upside down
+
+
+def expected_slices(
+    nodes: Nodes, track: Sequence[int], spacing_mm: tuple[float, float, float], depth: int, length_ratio: float
+) -> int:
+    """Return how many slices should show the object of one track.
+
+    All from its first to its last, and for an object that is much shorter than it is wide as many as
+    ``length_ratio`` times its diameter in the plane covers wholly: a finding 20 mm wide in one slice of 1 mm
+    is missing from its neighbours. An object that reaches the first or last slice of the volume may go on
+    outside it, and only the slices it spans count.
+    """
+    z0, z1 = int(nodes.slices[track[0]]), int(nodes.slices[track[-1]])
+    seen = z1 - z0 + 1
+    if z0 == 0 or z1 == depth - 1:
+        return seen
+    pixels = max(int(nodes.areas[i]) for i in track)
+    diameter_mm = float(np.sqrt(4 / np.pi * pixels * spacing_mm[1] * spacing_mm[2]))
+    return max(seen, int(length_ratio * diameter_mm / spacing_mm[0] + 1e-6))
 
 
 def build_object(
-    nodes: Nodes, tracks: Sequence[Sequence[int]], spacing_mm: tuple[float, float, float], shape: tuple[int, int]
+    nodes: Nodes,
+    tracks: Sequence[Sequence[int]],
+    score: float | None,
+    spacing_mm: tuple[float, float, float],
+    shape: tuple[int, int],
 ) -> Object3D:
     """Unite tracks (one, or several for a label of kind `single`) into an object, gaps within each track filled.
 
     Args:
         nodes: all detections.
         tracks: node positions, each track by ascending slice.
+        score: of the object; None: the mean over the slices that it has a mask in.
         spacing_mm: of the grid, (slice, row, column).
         shape: (rows, columns) of a slice.
     """
@@ -101,7 +128,7 @@ def build_object(
     return Object3D(
         label=int(nodes.labels[members[0]]),
         nodes=members,
-        score=object_score(nodes, members, len(patches)),
+        score=object_score(nodes, members, len(patches)) if score is None else score,
         key=sum(int(nodes.keys[i]) for i in members),
         patches=patches,
         filled=frozenset(set(guessed) - set(seen)),

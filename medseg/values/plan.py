@@ -161,7 +161,10 @@ class LinkingPlan(_Section):
     #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
     part_fraction: float = Field(0.25, gt=0, le=1)
     mask_threshold: float = Field(0.5, gt=0, lt=1)
-    #: Objects scored lower than this are dropped; an object's score is the mean over its slices, missed ones 0.
+    #: An object (not of a `single` label) is expected to be this share of its diameter in the plane long;
+    #: where it is shorter, the slices that should have shown it count 0 in its score. 0: expect nothing.
+    length_ratio: float = Field(0.5, ge=0)
+    #: Objects scored lower than this are dropped; the score is the mean over the slices that should show the object.
     min_score: float = Field(0.3, ge=0, le=1)
     #: Objects shorter than this along the slice axis are dropped, mm.
     min_extent_mm: float = Field(0.0, ge=0)
