@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from medseg.errors import ConfigError, InputError
 from medseg.labels import LabelTable
 from medseg.progress import Track, silent
-from medseg.values.geometry import same_grid, spacing_of
+from medseg.values.geometry import IDENTITY, grid_map, spacing_of
 from medseg.values.instances import Instance, InstanceSet
 
 #: What `tune_baseline` tries: SD of the smoothing, mm; smallest and largest volume, ml.
@@ -86,8 +86,10 @@ def tune_baseline(
     table = cases[0][1].labels
     name = table[label].name
     for position, (volume, truth) in enumerate(cases):
-        if volume.spatial_shape != truth.geometry.spatial_shape or not same_grid(volume, truth.geometry):
-            raise InputError(f"baseline, case {position + 1}: image and truth lie on different grids; align them first")
+        if grid_map(volume, truth.geometry) != IDENTITY:
+            raise InputError(
+                f"baseline, case {position + 1}: image and truth have different grids; bring both to one axis order"
+            )
     if not any(i.label == label for _, truth in cases for i in truth):
         raise InputError(f"baseline: none of the {len(cases)} cases has an object of label {label} ({name})")
     best = ThresholdBaseline(
