@@ -1,6 +1,7 @@
 """The imports point one way, heavy libraries stay in their rooms, only the command line acts on the process."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -192,6 +193,13 @@ def test_what_is_allowed_passes():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
 
 
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own that finds medseg in this checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
 def test_importing_medseg_is_light():
     """The package and its lower rooms load neither torch nor any reader."""
     code = (
@@ -199,5 +207,52 @@ def test_importing_medseg_is_light():
         "heavy = {'torch', 'monai', 'SimpleITK', 'nibabel', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = run_python(code, ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def small_case(tmp_path_factory, oblique_geometry):
+    """A folder with image.nii.gz and two label files of one object."""
+    import numpy as np
+
+    from medseg.io import write_instances, write_volume
+    from medseg.labels import LabelTable
+    from medseg.values.geometry import make_volume
+    from medseg.values.instances import InstanceSet
+
+    folder = tmp_path_factory.mktemp("small")
+    image = make_volume(np.arange(5 * 7 * 11, dtype=np.int16).reshape(5, 7, 11), oblique_geometry.affine, "image")
+    write_volume(folder / "image.nii.gz", image)
+    mask = np.zeros((5, 7, 11), bool)
+    mask[1:4, 2:5, 3:8] = True
+    found = InstanceSet.from_masks([(1, mask)], oblique_geometry, LabelTable.from_names(["liver"]))
+    for name in ("reference.seg.nrrd", "prediction.seg.nrrd"):
+        write_instances(folder / name, found)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "image.nii.gz", "--json"],
+        ["convert", "image.nii.gz", "out.nrrd"],
+        ["evaluate", "-r", "reference.seg.nrrd", "-p", "prediction.seg.nrrd", "-o", "scores"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_verbs_that_work_without_torch(small_case, arguments):
+    """They do their work and never load torch, which takes seconds."""
+    code = (
+        "import sys\n"
+        "from medseg.cli.main import main\n"
+        f"sys.argv = ['medseg', *{arguments}]\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'torchvision', 'monai'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = run_python(code, small_case)
     assert done.returncode == 0, done.stderr
