@@ -111,6 +111,7 @@ def _common(volume: Volume, bits: int, seed: int, series: str, description: str,
     data.SeriesNumber = series_number
     data.SeriesDescription = description
     data.PatientPosition = "HFS"
+    data.Laterality = ""
     data.FrameOfReferenceUID = volume.frame_of_reference_uid or _uid("frame", str(seed))
     data.PositionReferenceIndicator = ""
     data.Manufacturer = data.ManufacturerModelName = "medseg"

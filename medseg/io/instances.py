@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import InputError
-from medseg.io.volumes import ITK_SUFFIXES, NIFTI_SUFFIXES
+from medseg.io.itk import ITK_SUFFIXES
+from medseg.io.nifti import NIFTI_SUFFIXES
 from medseg.labels import LabelTable
 from medseg.values.instances import InstanceSet, Overlap
 

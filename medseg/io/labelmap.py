@@ -19,8 +19,7 @@ from medseg.io.atomic import write_json
 from medseg.io.cohort_table import stem_of
 from medseg.io.itk import read_itk_labels
 from medseg.io.label_tables import caret_label_table
-from medseg.io.nifti import read_nifti_labels, write_nifti
-from medseg.io.volumes import NIFTI_SUFFIXES
+from medseg.io.nifti import NIFTI_SUFFIXES, read_nifti_labels, write_nifti
 from medseg.labels import Kind, Label, LabelTable, palette_colour
 from medseg.values.instances import InstanceSet, Overlap
 
