@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ OWNERS = {
 WITHOUT_TORCH = set().union(*TIERS[:4], {"io", "linking", "metrics", "phantom", "evaluation"})
 
 
+@cache
 def sources() -> dict[str, str]:
     """Path below medseg/ -> text."""
     folder = ROOT / "medseg"

@@ -1,6 +1,7 @@
 """What the repository says about itself holds: versions, environments, set-up commands, links."""
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -101,6 +103,30 @@ def test_links_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), f"{page} links {target}"
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README that show a verb: ``medseg info STUDY``."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [re.split(r"\s{3,}", line)[0] for line in re.findall(r"^    (medseg [a-z].*)$", text, flags=re.MULTILINE)]
+
+
+def test_the_readme_shows_every_verb():
+    assert {line.split()[1] for line in readme_commands()} == {
+        path.stem for path in (ROOT / "medseg" / "cli").glob("*.py") if "NAME =" in path.read_text(encoding="utf-8")
+    }
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_commands_of_the_readme_exist(line):
+    verb, *arguments = line.split()[1:]
+    app = typer.Typer()
+    app.command(verb)(importlib.import_module(f"medseg.cli.{verb}").run)
+    command = typer.main.get_command(app)
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {a for a in arguments if a.startswith("-")} <= options
+    required = {o for p in command.params if p.required and p.param_type_name == "option" for o in p.opts}
+    assert not required or required & set(arguments)
 
 
 # The set-up, with stand-ins for Python: nothing is installed.
