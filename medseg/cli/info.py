@@ -48,11 +48,12 @@ def _print_table(infos: list["SeriesInfo"]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("series", "kind", "slices", "shape", "spacing mm", "axes", "description")
-    for info in infos:
+    table = Table("", "kind", "number", "slices", "shape", "spacing mm", "axes", "description")
+    for position, info in enumerate(infos, start=1):
         table.add_row(
-            escape(info.uid or "-") if info.number is None else escape(f"{info.uid or '-'}\nnumber {info.number}"),
+            str(position),
             escape(info.modality or "-"),
+            "-" if info.number is None else str(info.number),
             str(info.n_slices),
             " x ".join(str(n) for n in info.shape) if info.shape else "-",
             " x ".join(f"{s:.4g}" for s in info.spacing_mm) if info.spacing_mm else "-",
@@ -61,8 +62,8 @@ def _print_table(infos: list["SeriesInfo"]) -> None:
             style=None if info.is_image else "dim",
         )
     console.out.print(table)
-    for info in infos:
-        if info.problem:
-            name = info.uid or (str(info.files[0]) if info.files else "-")
-            prefix = "not usable" if info.is_image else "set aside"
-            console.out.print(f"{prefix}: {name} ({len(info.files)} files): {info.problem}", markup=False)
+    for position, info in enumerate(infos, start=1):
+        state = "" if not info.problem else (": not usable: " if info.is_image else ": set aside: ") + info.problem
+        # On lines of their own: the UID is what --series takes, and a table would cut it.
+        name = f"series {info.uid}" if info.uid else ", ".join(file.name for file in info.files[:5])
+        console.out.print(f"{position}. {name} ({len(info.files)} files){state}", markup=False)

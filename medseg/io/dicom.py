@@ -77,13 +77,22 @@ def list_dicom(path: Path, track: Track = silent) -> list[SeriesInfo]:
             aside = [file for file in files if file.aside == reason]
             infos.append(
                 SeriesInfo(
-                    uid=key[0], modality=aside[0].modality, number=aside[0].number, description=aside[0].description,
-                    n_slices=len(aside), is_image=False, problem=reason, files=tuple(file.path for file in aside),
-                )  # fmt: skip
+                    uid=key[0],
+                    modality=aside[0].modality,
+                    number=aside[0].number,
+                    description=aside[0].description,
+                    n_slices=len(aside),
+                    is_image=False,
+                    problem=reason,
+                    files=tuple(file.path for file in aside),
+                )
             )
     known = {p for info in infos if info.is_image for p in info.files}
     lost = [entry for entry in scan.broken if not any(p.parent == entry[0].parent for p in known)]
     infos += [SeriesInfo(uid="", modality="", is_image=False, problem=reason, files=(p,)) for p, reason in lost]
+    for reason in dict.fromkeys(reason for _, reason in scan.others):
+        paths = tuple(p for p, why in scan.others if why == reason)
+        infos.append(SeriesInfo(uid="", modality="", is_image=False, problem=reason, files=paths))
     return sorted(infos, key=lambda info: not info.is_image)
 
 
@@ -193,7 +202,7 @@ def _same_content(a: Slice, b: Slice) -> bool:
         return False
     if a.frame == b.frame and a.path.read_bytes() == b.path.read_bytes():
         return True
-    return bool(np.array_equal(*(next(decode([item])) for item in (a, b))))
+    return bool(np.array_equal(next(decode([a])), next(decode([b]))))
 
 
 def read_pixels(stack: Stack, track: Track = silent) -> NDArray[np.int16] | NDArray[np.float32]:
@@ -209,7 +218,7 @@ def read_pixels(stack: Stack, track: Track = silent) -> NDArray[np.int16] | NDAr
         places.setdefault(item.path, []).append(index)
 
     def planes() -> Iterator[tuple[int, NDArray]]:
-        for path, indices in places.items():
+        for indices in places.values():
             yield from zip(indices, decode([stack.slices[i] for i in indices]), strict=True)
 
     for index, stored in track(planes(), "reading slices", total=len(stack.slices)):
@@ -233,15 +242,16 @@ def decode(planes: Sequence[Slice]) -> Iterator[NDArray]:
     Raises:
         InputError: the pixel data is broken, too short, or in a syntax that cannot be decoded.
     """
-    path = planes[0].path
+    path, parse_first, frames = planes[0].path, planes[0].parse_first, [item.frame for item in planes]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             source: Path | Dataset = path
-            if planes[0].bare:
+            if parse_first:
                 source = dcmread(path, force=True)
+                syntax = transfer_syntax(source)
                 source.file_meta = FileMetaDataset()
-                source.file_meta.TransferSyntaxUID = transfer_syntax(source)
-            yield from iter_pixels(source, indices=[item.frame for item in planes], raw=True)
-    except Exception as error:
+                source.file_meta.TransferSyntaxUID = syntax
+            yield from iter_pixels(source, indices=frames, raw=True)
+    except Exception as error:  # decoders raise whatever a damaged byte leads to
         raise InputError(f"{path}: the pixel data cannot be decoded ({first_line(error)})") from None

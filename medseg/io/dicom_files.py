@@ -22,6 +22,7 @@ from medseg.progress import Track, silent
 
 Triple = tuple[float, float, float]
 NAN = float("nan")
+NO_PIXELS = "truncated: the file ends before its pixel data"
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima"}
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -63,8 +64,8 @@ class Slice:
     slope: float | None
     intercept: float | None
     frame_of_reference: str
-    #: The file does not say its transfer syntax (no preamble, or file meta without it).
-    bare: bool
+    #: pydicom cannot decode from the file alone: it is deflated, or does not state its transfer syntax.
+    parse_first: bool
 
     @property
     def name(self) -> str:
@@ -191,7 +192,10 @@ def read_header(path: Path) -> DicomFile:
             raise UnreadableError("not a DICOM file")
         if file.aside or file.damage:
             return file
-        return replace(file, damage=_pixel_damage(stream, pixels, dataset))
+        damage = _pixel_damage(stream, pixels, dataset)
+        if damage == NO_PIXELS:
+            raise UnreadableError(damage)  # nor can the elements before be trusted to be all there
+        return replace(file, damage=damage)
 
 
 def _starts_like_dicom(head: bytes) -> bool:
@@ -207,6 +211,8 @@ def _describe(path: Path, dataset: Dataset) -> DicomFile:
     sop_class = str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
     modality = str(dataset.get("Modality") or "")
     number = dataset.get("SeriesNumber")
+    if not sop_class and not modality and "Rows" not in dataset:
+        raise EOFError("it ends before it says what the file holds")
     common = DicomFile(
         path=path,
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
@@ -270,7 +276,7 @@ def _slices(path: Path, dataset: Dataset, frames: int) -> Iterator[Slice]:
             slope=NAN if "ModalityLUTSequence" in dataset else _number(rescale.get("RescaleSlope")),
             intercept=_number(rescale.get("RescaleIntercept")),
             frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
-            bare=not _stated_syntax(dataset),
+            parse_first=_stated_syntax(dataset) in ("", DEFLATED),
         )
 
 
@@ -278,6 +284,8 @@ def _pixel_damage(stream: BinaryIO, position: int, dataset: Dataset) -> str:
     """Return what is wrong with the pixel data at ``position``, judged without decoding it."""
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     bits = int(dataset.get("BitsAllocated") or 0)
+    if not rows and not columns and not bits:
+        return NO_PIXELS
     if rows < 1 or columns < 1 or bits not in (8, 16, 32):
         return f"{rows} rows, {columns} columns, {bits} bits: expected at least one row and column of 8, 16 or 32 bits"
     syntax = transfer_syntax(dataset)
@@ -288,7 +296,7 @@ def _pixel_damage(stream: BinaryIO, position: int, dataset: Dataset) -> str:
     stream.seek(position)
     header = stream.read(12)
     if len(header) < 12 or struct.unpack(order + "HH", header[:4]) != (0x7FE0, 0x0010):
-        return "truncated: the file ends before its pixel data"
+        return NO_PIXELS
     if syntax.is_compressed:
         return "" if _items_complete(stream) else "truncated: the compressed pixel data has no end"
     start = position + (8 if syntax.is_implicit_VR else 12)

@@ -1,9 +1,24 @@
-"""Voxel values as images hold them: int16 where whole numbers fit, else finite float32."""
+"""Voxel values: as images hold them (int16 where whole numbers fit, else finite float32), and as files do."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError
+
+#: What NIfTI, NRRD and MetaImage can all hold.
+FILE_TYPES = tuple(np.dtype(kind) for kind in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"))
+
+
+def to_file(values: NDArray, target: str) -> NDArray:
+    """Return values in a type that image files hold, booleans as uint8; nothing else is converted.
+
+    Raises:
+        InputError: another type.
+    """
+    values = values.view(np.uint8) if values.dtype == bool else values
+    if values.dtype not in FILE_TYPES:
+        raise InputError(f"{target}: cannot hold values of type {values.dtype}; convert them to int16 or float32")
+    return values
 
 
 def to_image(values: NDArray, source: str) -> NDArray[np.int16] | NDArray[np.float32]:

@@ -13,9 +13,10 @@ from highdicom import Volume, VolumeGeometry
 
 from medseg.errors import GeometryError, InputError
 from medseg.io.atomic import atomic_path
-from medseg.io.image_values import to_image
+from medseg.io.image_values import to_file, to_image
 from medseg.values.geometry import check_affine, check_volume, make_volume
 
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SPACES = {
     "left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las",
 }  # fmt: skip
@@ -69,9 +70,7 @@ def write_itk(path: Path, volume: Volume) -> None:
     import SimpleITK as sitk
 
     volume = check_volume(volume, str(path))
-    array = volume.array.view(np.uint8) if volume.array.dtype == bool else volume.array
-    if array.dtype.kind not in "iuf" or array.dtype.itemsize not in (1, 2, 4, 8):
-        raise InputError(f"{path}: cannot hold values of type {array.dtype}; convert them to int16 or float32")
+    array = to_file(volume.array, str(path))
     spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing[::-1].tolist())
@@ -80,10 +79,10 @@ def write_itk(path: Path, volume: Volume) -> None:
     with atomic_path(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
-            back = sitk.GetArrayViewFromImage(sitk.ReadImage(str(temporary)))
+            back = sitk.ReadImage(str(temporary))
         except RuntimeError as error:
             raise InputError(f"{path}: cannot be written ({_reason(error)}); check the folder and free space") from None
-        if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
+        if not np.array_equal(sitk.GetArrayViewFromImage(back), array, equal_nan=array.dtype.kind == "f"):
             raise InputError(f"{path}: what was written does not read back the same; check the free space")
 
 
@@ -100,9 +99,7 @@ def _open(path: Path) -> tuple[Any, VolumeGeometry]:
     except RuntimeError as error:
         raise InputError(f"{path}: the header cannot be read ({_reason(error)})") from None
     size = reader.GetSize()
-    if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() >= sitk.sitkComplexFloat32 and (
-        reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
-    ):
+    if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
         raise InputError(f"{path}: several or complex numbers a voxel (colours or vectors), expected one number")
     volumes = int(np.prod(size[3:], dtype=float))
     if len(size) < 3 or volumes != 1:

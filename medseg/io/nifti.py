@@ -6,13 +6,14 @@ the NIfTI-1 standard (nifti1.h, https://nifti.nimh.nih.gov/nifti-1).
 """
 
 import gzip
+import io
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from highdicom import Volume, VolumeGeometry
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 
 from medseg.errors import GeometryError, InputError
 from medseg.io.atomic import atomic_path
-from medseg.io.image_values import to_image
+from medseg.io.image_values import to_file, to_image
 from medseg.values.geometry import check_affine, check_volume, corners_of, make_volume
 
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 #: How far sform and qform may put a corner of the volume apart. The qform is a float32 quaternion whose
 #: real part is derived: near half turns that alone moves the far corner by up to 0.25 mm.
 FORMS_AGREE_MM = 0.3
@@ -83,9 +85,7 @@ def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None)
     import nibabel as nib
 
     volume = check_volume(volume, str(path))
-    array = volume.array.view(np.uint8) if volume.array.dtype == bool else volume.array
-    if array.dtype.kind not in "iuf" or array.dtype.itemsize not in (1, 2, 4, 8):
-        raise InputError(f"{path}: NIfTI cannot hold values of type {array.dtype}; convert them to int16 or float32")
+    array = to_file(volume.array, str(path))
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]
     kind = nib.Nifti1Image if max(array.shape) <= np.iinfo(np.int16).max else nib.Nifti2Image
     image = kind(array.transpose(2, 1, 0), affine, dtype=array.dtype)
@@ -112,7 +112,7 @@ def _read(path: Path) -> tuple[NiftiHeader, NDArray]:
         buffer = memoryview(stored.view(np.uint8).data)
         done = 0
         while done < len(buffer):
-            got = stream.readinto(buffer[done : done + CHUNK])
+            got = cast(io.RawIOBase, stream).readinto(buffer[done : done + CHUNK])
             if not got:
                 raise InputError(f"{path}: truncated: {done} bytes of voxels, expected {len(buffer)}; copy it again")
             done += got
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[NiftiHeader, NDArray]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def _open(path: Path) -> Iterator[BinaryIO]:
     """Open plain or gzipped by content, and turn every way a stream can be broken into one line."""
     try:
         with path.open("rb") as raw:
@@ -131,7 +131,7 @@ def _open(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
             raw.seek(0)
             if packed:
                 with gzip.GzipFile(fileobj=raw) as stream:
-                    yield stream
+                    yield cast(BinaryIO, stream)
             else:
                 yield raw
     except EOFError:
@@ -150,7 +150,7 @@ def _check_size(path: Path, needed: int) -> None:
         raise InputError(f"{path}: truncated: {size} bytes, but its header asks for {needed}; copy the file again")
 
 
-def _parse_header(stream: IO[bytes] | gzip.GzipFile, path: Path) -> NiftiHeader:
+def _parse_header(stream: BinaryIO, path: Path) -> NiftiHeader:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
@@ -244,4 +244,3 @@ def _scaled(stored: NDArray, header: NiftiHeader) -> NDArray:
     if stored.dtype.kind in "iu" and stored.dtype.itemsize < 8 and slope.is_integer() and intercept.is_integer():
         return stored.astype(np.int64) * int(slope) + int(intercept)
     return (stored * np.float64(slope) + intercept).astype(np.float32)
-

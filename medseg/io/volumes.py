@@ -7,13 +7,15 @@ from pathlib import Path
 from highdicom import Volume
 
 from medseg.errors import InputError
+from medseg.io.archive import unpacked
+from medseg.io.dicom import list_dicom, read_dicom
+from medseg.io.itk import ITK_SUFFIXES, read_itk, read_itk_grid, write_itk
+from medseg.io.nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_grid, write_nifti
 from medseg.io.series import SeriesInfo, grid_fields
 from medseg.progress import Track, silent
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 #: One file each; .nhdr and .mhd keep their voxels in a second file and cannot appear whole or not at all.
-WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+WRITABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 
 
 def read_volume(path: Path | str, *, series: str | None = None, track: Track = silent) -> Volume:
@@ -43,19 +45,10 @@ def read_volume(path: Path | str, *, series: str | None = None, track: Track = s
     if series is not None and kind not in ("dicom", "zip"):
         raise InputError(f"{path}: a series was chosen, but only DICOM has series; leave --series away")
     if kind == "nifti":
-        from medseg.io.nifti import read_nifti
-
         return read_nifti(path)
     if kind == "itk":
-        from medseg.io.itk import read_itk
-
         return read_itk(path)
-
-    from medseg.io.dicom import read_dicom
-
     if kind == "zip":
-        from medseg.io.archive import unpacked
-
         with unpacked(path) as folder:
             return read_dicom(folder, series, track)
     return read_dicom(path, series, track)
@@ -72,20 +65,11 @@ def list_series(path: Path | str, *, track: Track = silent) -> list[SeriesInfo]:
     path = _existing(path)
     kind = _kind(path)
     if kind == "nifti":
-        from medseg.io.nifti import read_nifti_grid
-
         return [SeriesInfo(uid="", modality="NIfTI", files=(path,), **grid_fields(read_nifti_grid(path)))]
     if kind == "itk":
-        from medseg.io.itk import read_itk_grid
-
         name = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
         return [SeriesInfo(uid="", modality=name, files=(path,), **grid_fields(read_itk_grid(path)))]
-
-    from medseg.io.dicom import list_dicom
-
     if kind == "zip":
-        from medseg.io.archive import unpacked
-
         with unpacked(path) as folder:
             return [
                 replace(
@@ -110,12 +94,8 @@ def write_volume(path: Path | str, volume: Volume) -> None:
     path = Path(path)
     check_output(path)
     if _has_suffix(path, NIFTI_SUFFIXES):
-        from medseg.io.nifti import write_nifti
-
         write_nifti(path, volume)
     else:
-        from medseg.io.itk import write_itk
-
         write_itk(path, volume)
 
 
