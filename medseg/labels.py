@@ -40,6 +40,11 @@ class Code:
     scheme: str
     meaning: str
 
+    def __post_init__(self) -> None:
+        for text in (self.value, self.scheme, self.meaning):
+            if not isinstance(text, str) or not text.strip() or one_line(text) != text:
+                raise ConfigError(f"code {self.value!r}: {text!r} is not a line of text")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
@@ -65,7 +70,7 @@ class Label:
     laterality: Code | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.id <= 65535:
+        if int(self.id) != self.id or not 1 <= self.id <= 65535:
             raise ConfigError(f"label id {self.id} of {self.name!r}: expected 1..65535 (0 is the background)")
         if not self.name.strip() or one_line(self.name) != self.name:
             raise ConfigError(f"label {self.id}: name {self.name!r} is empty, has control characters or several lines")
@@ -172,6 +177,8 @@ class LabelTable:
                     if values.get(key) is not None:
                         values[key] = Code(**values[key])
                 labels.append(Label(**values))
-            except (TypeError, KeyError, AttributeError) as error:
+            except ConfigError:
+                raise
+            except (TypeError, KeyError, AttributeError, ValueError) as error:
                 raise ConfigError(f"label table, entry {position + 1}: {row!r} is not a label ({error})") from None
         return cls(labels)

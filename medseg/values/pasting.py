@@ -3,7 +3,8 @@
 A mask in box coordinates is an [M, M] map of probabilities: cell (i, j) covers an M-th of the box each
 way, its value sits at the cell's centre. Pasting samples it (bilinear) at the centres of the pixels whose
 centre lies in the box; nothing is rounded to integer boxes, which is where torchvision's
-`paste_masks_in_image` loses up to half a pixel. `medseg.models.pasting` is the same in torch.
+`paste_masks_in_image` loses up to half a pixel. The way in, slice to box, is
+`medseg.models.roi.mask_targets`.
 """
 
 import numpy as np
@@ -53,4 +54,4 @@ def paste_mask(
     x1, y1, x2, y2 = (float(v) for v in box)
     row, row_weights = axis_weights(y1, y2, mask.shape[0], shape[0])
     column, column_weights = axis_weights(x1, x2, mask.shape[1], shape[1])
-    return row_weights @ mask @ column_weights.T, row, column
+    return (row_weights @ mask @ column_weights.T).astype(np.float32, copy=False), row, column
