@@ -140,7 +140,12 @@ case "$*" in
   *"-m pip install"*) [ -z "$BROKEN" ] ;;
 esac
 """
-OLD = '#!/bin/sh\ncase "$1" in --version) echo "Python 3.9.2" ;; *) exit 1 ;; esac\n'
+OLD = f"""#!/bin/sh
+case "$1" in
+  --version) echo "Python 3.9.2" ;;
+  -c) exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 2); $2" ;;
+esac
+"""
 NO_VENV = '#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\n'
 
 
