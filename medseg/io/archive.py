@@ -1,5 +1,6 @@
 """Zip archives: unpacked into a temporary folder that is removed again, nothing outside it, bounded in size."""
 
+import re
 import shutil
 import tempfile
 import zipfile
@@ -45,8 +46,8 @@ def unpacked(path: Path) -> Iterator[Path]:
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
     for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
             raise InputError(f"{path}: member {member.filename!r} leads out of the archive; this archive is not safe")
     total = sum(member.file_size for member in members)
     limit = min(MAX_BYTES, max(shutil.disk_usage(folder).free - SPARE_BYTES, 0))
