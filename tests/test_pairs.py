@@ -117,11 +117,11 @@ def test_matching_equals_enumeration(seed: int, measure: str) -> None:
 
 
 def test_most_matches_come_before_the_largest_iou() -> None:
-    # One row of voxels: reference A = 0..5, B = 6..9; prediction X = 1..9 fits A at 5/10 and B at 4/9,
-    # Y = 0 fits A alone, at 1/6. Two matches (A-Y, B-X; total 0.61) beat one of 0.5.
+    # One row of voxels: reference A = 0..5, B = 5..7; prediction X = A (IoU 1, and 1/8 with B), Y = 0..1 (1/3 with A).
+    # Two matches (A-Y, B-X; total 0.46) come before the one of IoU 1.
     line = (1, 1, 11)
-    reference = objects((1, box((0, 0, 0), (1, 1, 6), line)), (1, box((0, 0, 6), (1, 1, 10), line)))
-    prediction = objects((1, box((0, 0, 1), (1, 1, 10), line)), (1, box((0, 0, 0), (1, 1, 1), line)))
+    reference = objects((1, box((0, 0, 0), (1, 1, 6), line)), (1, box((0, 0, 5), (1, 1, 8), line)))
+    prediction = objects((1, box((0, 0, 0), (1, 1, 6), line)), (1, box((0, 0, 0), (1, 1, 2), line)))
     table = PairTable.between(reference, prediction)
     rows = table.matching(0.1)
     assert list(zip(table.reference[rows], table.prediction[rows], strict=True)) == [(0, 1), (1, 0)]
@@ -190,9 +190,13 @@ def test_many_small_objects_do_not_cost_quadratically(monkeypatch: pytest.Monkey
     )
     from medseg.values import pairs
 
-    calls = []
-    shared = pairs._shared_voxels
-    monkeypatch.setattr(pairs, "_shared_voxels", lambda a, b: calls.append(1) or shared(a, b))
+    compared, listed = [], []
+    shared, expand = pairs._shared_voxels, pairs._expand
+    monkeypatch.setattr(pairs, "_shared_voxels", lambda a, b: compared.append(1) or shared(a, b))
+    monkeypatch.setattr(
+        pairs, "_expand", lambda low, high: listed.append(np.maximum(high - low, 0).sum()) or expand(low, high)
+    )
     table = PairTable.between(one, one)
-    assert len(table) == len(calls) == 3600
+    assert len(table) == len(compared) == 3600
+    assert sum(listed) == 3600 * 60  # every object with those of its own column, not with all
     assert len(table.matching(0.5)) == 3600
