@@ -177,8 +177,6 @@ class LabelTable:
                     if values.get(key) is not None:
                         values[key] = Code(**values[key])
                 labels.append(Label(**values))
-            except ConfigError:
-                raise
             except (TypeError, KeyError, AttributeError, ValueError) as error:
                 raise ConfigError(f"label table, entry {position + 1}: {row!r} is not a label ({error})") from None
         return cls(labels)

@@ -292,8 +292,8 @@ def _label(segment: _Segment, label_id: int) -> Label:
 
 
 def _code(text: str) -> Code | None:
-    parts = text.split("^")
-    return Code(scheme=parts[0], value=parts[1], meaning=parts[2]) if len(parts) == 3 and parts[1] else None
+    scheme, value, meaning = ([*(one_line(part).strip() for part in text.split("^")), "", "", ""])[:3]
+    return Code(scheme=scheme, value=value, meaning=meaning or value) if scheme and value else None
 
 
 def _objects(layers: NDArray[np.integer], segments: list[_Segment], labels: list[int]) -> list[Instance]:
