@@ -124,10 +124,14 @@ class TrainingPlan(_Section):
     box_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_samples: int = Field(128, ge=2)
     box_samples: int = Field(64, ge=2)
-    positive_fraction: float = Field(0.5, gt=0, le=1)
+    #: Largest share of positives among the sampled anchors and among the sampled proposals.
+    rpn_positive_fraction: float = Field(0.5, gt=0, le=1)
+    box_positive_fraction: float = Field(0.25, gt=0, le=1)
     proposals: int = Field(400, ge=1)
-    #: Share of samples drawn around an object (classes take turns); the rest are drawn anywhere.
+    #: Share of samples drawn around an object; the rest are drawn anywhere.
     object_fraction: float = Field(0.85, ge=0, le=1)
+    #: 0: every object of the cohort is drawn alike; 1: every class is, however many objects it has.
+    class_balance: float = Field(0.5, ge=0, le=1)
     workers: int = Field(2, ge=0)
     augment: bool = True
     #: Mirroring is off by default: a mirrored patient has the liver on the left.

@@ -1,0 +1,87 @@
+"""`medseg predict`: the objects of a study, as masks on its own grid."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.cli import console
+from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, set_up
+from medseg.errors import ConfigError, MedsegError
+
+if TYPE_CHECKING:
+    from medseg.inference.predictor import Prediction
+    from medseg.inference.result import SavedPrediction
+
+NAME = "predict"
+
+
+def run(
+    source: Annotated[
+        Path, typer.Option("--input", "-i", help="DICOM folder or file, zip, NIfTI, NRRD, MHA; or a cohort.csv.")
+    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a training run (medseg train -o).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, a folder per case in it.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the case; else a hash of the series UID (DICOM) or the file's stem."),
+    ] = None,
+    series: Annotated[str | None, typer.Option("--series", metavar="UID", help="Series to read of several.")] = None,
+    device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
+) -> None:
+    """Find the objects of a study (or of every case of a cohort) and write masks, measurements and a picture."""
+    from medseg.inference.study import StudyPredictor, study_name
+    from medseg.io.cohort_table import TABLE_NAME, read_cohort_table
+
+    chosen = set_up(device, threads)
+    if not source.exists():
+        raise ConfigError(f"{source}: no such file or folder; expected a study or a cohort.csv")
+    if name is not None and (not name or "/" in name or "\\" in name or name.startswith(".")):
+        raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
+    predictor = StudyPredictor(model, chosen)
+    if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
+        studies = [(row.name, row.image) for row in read_cohort_table(source)]
+        if name or series:
+            raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
+    else:
+        studies = [(name or study_name(source, series), source)]
+    failures = {}
+    for case, study in studies:
+        try:
+            prediction, saved = predictor.run(study, out, case, series, console.track)
+        except MedsegError as error:
+            if len(studies) == 1:
+                raise
+            failures[case] = str(error)
+            console.err.print(f"failed: {case}: {error}", style="red", markup=False)
+            continue
+        show(case, prediction, saved)
+    if failures:
+        console.warn(f"{len(failures)} of {len(studies)} cases failed")
+        raise typer.Exit(1)
+
+
+def show(case: str, prediction: "Prediction", saved: "SavedPrediction") -> None:
+    """Print the objects of a case as a table, its warnings, and where its files are."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    instances = prediction.instances
+    table = Table(title=f"{escape(case)}: {len(instances)} objects", box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("id", "object", "score", "ml"):
+        table.add_column(column, justify="left" if column == "object" else "right")
+    for instance, title in zip(instances, instances.names(), strict=True):
+        volume = instances.volume_ml(instance.id)
+        table.add_row(str(instance.id), escape(title), f"{instance.score:.2f}", f"{volume:.2f}")
+    console.out.print(table)
+    for warning in prediction.warnings:
+        console.warn(f"{case}: {warning}")
+    if saved.lost_ml:
+        console.warn(
+            f"{case}: {sum(saved.lost_ml.values()):.2f} ml of overlap are lost in the flat label map; "
+            "the .seg.nrrd keeps them"
+        )
+    for file in saved.files:
+        console.wrote(file)

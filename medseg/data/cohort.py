@@ -1,0 +1,117 @@
+"""Labelled cohorts: find the cases, read and check each one."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from highdicom import Volume
+
+from medseg.errors import GeometryError, InputError
+from medseg.io import read_instances, read_volume
+from medseg.io.cohort_table import TABLE_NAME, CohortRow, read_cohort_labels, read_cohort_table, stem_of
+from medseg.labels import Label, LabelTable, palette_colour
+from medseg.progress import Track, silent
+from medseg.values.geometry import describe_grid, same_grid
+from medseg.values.instances import InstanceSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Cases and the label table they share (None: each label file brings its own, and all must agree)."""
+
+    rows: tuple[CohortRow, ...]
+    labels: LabelTable | None
+
+
+def find_cohort(path: Path | str) -> Cohort:
+    """Find the cases of a cohort by looking.
+
+    Args:
+        path: a folder with ``cohort.csv`` (or that file), or an nnU-Net / Medical Segmentation Decathlon
+            folder with ``dataset.json``, ``imagesTr`` and ``labelsTr``, one channel.
+
+    Raises:
+        InputError: nothing there, none of these layouts, or a broken table.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such cohort; expected a folder with {TABLE_NAME} or dataset.json")
+    if path.is_file() or (path / TABLE_NAME).exists():
+        return Cohort(rows=tuple(read_cohort_table(path)), labels=read_cohort_labels(path))
+    if (path / "dataset.json").exists():
+        return _find_dataset(path)
+    raise InputError(f"{path}: not a cohort; expected a folder with {TABLE_NAME} (image,label,patient) or dataset.json")
+
+
+def _find_dataset(folder: Path) -> Cohort:
+    """Read nnU-Net's (v1, v2) and the Decathlon's folder layout."""
+    table = folder / "dataset.json"
+    try:
+        data = json.loads(table.read_text(encoding="utf-8-sig"))
+        names = {}
+        for key, value in data["labels"].items():
+            number, name = (int(value), str(key)) if not str(key).isdigit() else (int(key), str(value))
+            if number:
+                names[number] = name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{table}: expected JSON with 'labels' as nnU-Net writes it ({error})") from None
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    rows = []
+    for label in sorted([*labels.glob("*.nii.gz"), *labels.glob("*.nii"), *labels.glob("*.nrrd")]):
+        stem = stem_of(label)
+        ending = label.name[len(stem) :]
+        channels = sorted(images.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
+        if len(channels) > 1:
+            raise InputError(f"{channels[1]}: case {stem} has {len(channels)} channels, one is supported")
+        image = channels[0] if channels else images / f"{stem}{ending}"
+        if not image.exists():
+            raise InputError(f"{label}: no image for this label; expected {images / f'{stem}_0000{ending}'}")
+        rows.append(CohortRow(name=stem, image=image, label=label, patient=stem))
+    if not rows:
+        raise InputError(f"{labels}: no label files (.nii.gz, .nii or .nrrd)")
+    described = LabelTable(
+        Label(id=i, name=name, colour=palette_colour(n), kind="single")
+        for n, (i, name) in enumerate(sorted(names.items()))
+    )
+    return Cohort(rows=tuple(rows), labels=described)
+
+
+def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[Volume, InstanceSet]:
+    """Read image and label of a case, the label in the image's axis order.
+
+    Raises:
+        InputError: a file that cannot be read, or a label map without any object.
+        GeometryError: image and label in different places.
+    """
+    volume = read_volume(row.image)
+    instances = read_instances(row.label, labels=labels)
+    if not same_grid(instances.geometry, volume):
+        raise GeometryError(
+            f"case {row.name}: image and label are in different places: {row.image} has {describe_grid(volume)}, "
+            f"{row.label} has {describe_grid(instances.geometry)}; bring the label to the image's grid"
+        )
+    if not len(instances):
+        raise InputError(f"case {row.name}: {row.label} is an empty label, nothing is marked; take the case out")
+    return volume, instances
+
+
+def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, Volume, InstanceSet]]:
+    """Read the cases of a cohort one after the other; the first broken one ends it with its error."""
+    for row in track(cohort.rows, "reading cases", len(cohort.rows)):
+        volume, instances = read_case(row, cohort.labels)
+        yield row, volume, instances
+
+
+def common_labels(tables: Sequence[LabelTable], source: str) -> LabelTable:
+    """Return the union of the cases' label tables; InputError where one id has two names."""
+    merged: dict[int, Label] = {}
+    for table in tables:
+        for label in table:
+            known = merged.setdefault(label.id, label)
+            if known.name != label.name:
+                raise InputError(
+                    f"{source}: label {label.id} is called {known.name!r} in one case and {label.name!r} in another; "
+                    "give the cohort one labels.json"
+                )
+    return LabelTable(merged.values())

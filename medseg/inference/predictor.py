@@ -1,0 +1,111 @@
+"""From a volume to its objects: windows through the network, detections through the linker."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from highdicom import Volume
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.data.context import network_input
+from medseg.data.grid import NetworkGrid, to_network_grid
+from medseg.linking import link
+from medseg.models.heads import Result
+from medseg.models.mask_rcnn import MaskRCNN
+from medseg.progress import Track, silent
+from medseg.values.detections import Detections
+from medseg.values.geometry import describe_grid, spacing_of
+from medseg.values.instances import InstanceSet
+from medseg.values.plan import Plan
+
+#: The pyramid's coarsest stride that is pooled from; inputs are padded to a multiple of it.
+STRIDE = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """The objects found in a volume, on the volume's own grid.
+
+    Attributes:
+        instances: the objects.
+        warnings: what a reader of the result should know, one line each.
+        seconds: time per stage (grid, network, linking).
+    """
+
+    instances: InstanceSet
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+class Predictor:
+    """Applies one trained model to volumes."""
+
+    def __init__(self, plan: Plan, model: MaskRCNN, device: torch.device):
+        self.plan = plan
+        self.model = model.to(device).eval()
+        self.device = device
+
+    def predict(self, volume: Volume, track: Track = silent) -> Prediction:
+        """Find the objects of a volume.
+
+        The result does not depend on how the volume is stored: it is brought into the plan's orientation
+        first, and the masks go back to its own grid without resampling (boxes are scaled to the source's
+        pixels and masks pasted there).
+        """
+        start = time.perf_counter()
+        grid = to_network_grid(volume, self.plan.input)
+        gridded = time.perf_counter()
+        detections = self.detect(grid, track)
+        detected = time.perf_counter()
+        found = link([grid.to_source(d) for d in detections], grid.geometry, self.plan.labels, self.plan.linking)
+        instances = found.moved(grid.axis_map.inverse())
+        linked = time.perf_counter()
+        return Prediction(
+            instances=InstanceSet(
+                instances=instances.instances, geometry=volume.get_geometry(), labels=instances.labels
+            ),
+            warnings=tuple(self._warnings(volume, grid, instances)),
+            seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
+        )
+
+    def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
+        """Run the network over every slice of a grid; boxes in pixels of ``grid.array``."""
+        batch = self.plan.inference.batch_size
+        starts = range(0, grid.array.shape[0], batch)
+        detections: list[Detections] = []
+        with torch.inference_mode():
+            for start in track(starts, "network", len(starts)):
+                indices = range(start, min(start + batch, grid.array.shape[0]))
+                images = np.stack([self._input(grid, i) for i in indices])
+                results = self.model(torch.from_numpy(images).to(self.device))
+                detections += [self._detections(i, r) for i, r in zip(indices, results, strict=True)]
+        return detections
+
+    def _input(self, grid: NetworkGrid, index: int) -> NDArray[np.float32]:
+        image = network_input(grid.array, index, grid.slice_spacing_mm, self.plan.input)
+        pad = [(0, -n % STRIDE if n > STRIDE else 2 * STRIDE - n) for n in image.shape[1:]]
+        return np.pad(image, ((0, 0), *pad), mode="edge")
+
+    def _detections(self, index: int, result: Result) -> Detections:
+        def array(tensor: Tensor) -> NDArray:
+            return tensor.float().cpu().numpy()
+
+        ids = np.array((0, *self.plan.labels.ids), np.int64)
+        return Detections(
+            slice_index=index,
+            boxes=array(result.boxes),
+            scores=array(result.scores),
+            labels=ids[result.classes.cpu().numpy()],
+            masks=array(result.masks),
+        )
+
+    def _warnings(self, volume: Volume, grid: NetworkGrid, instances: InstanceSet) -> Iterator[str]:
+        if not len(instances):
+            yield "nothing found"
+        pixel = max(spacing_of(grid.geometry)[1:])
+        trained = max(self.plan.input.spacing_mm)
+        if pixel > 3 * trained:
+            yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training: {describe_grid(volume)}"

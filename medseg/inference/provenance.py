@@ -1,0 +1,39 @@
+"""How a result was made, without saying whose it is: versions, device, threads, files by hash."""
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import medseg
+
+LIBRARIES = ("torch", "torchvision", "monai", "numpy", "scipy", "pydicom", "nibabel", "highdicom")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, device and thread count (results on a CPU are bit-exact at one thread count)."""
+    return {
+        "medseg": medseg.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 over the contents of files, in the order of their contents' own hashes (names do not count)."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a file, or every file below a folder."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

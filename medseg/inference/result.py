@@ -1,0 +1,85 @@
+"""A prediction as files: masks for viewers, measurements, a picture, and how it was made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from highdicom import Volume
+
+from medseg.inference.predictor import Prediction
+from medseg.io import write_instances
+from medseg.io.atomic import write_json
+from medseg.io.label_tables import write_bids_table, write_itksnap_table
+from medseg.metrics.measurement import measure
+from medseg.reporting.overlay import save_overlay
+from medseg.reporting.tables import write_measurements_csv
+from medseg.values.geometry import spacing_of
+from medseg.values.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPrediction:
+    """The files of a case, and what the flat label map lost to overlaps, ml per instance id."""
+
+    files: tuple[Path, ...]
+    lost_ml: dict[int, float]
+
+
+def save_prediction(
+    folder: Path, name: str, volume: Volume, prediction: Prediction, plan: Plan, provenance: Mapping[str, Any]
+) -> SavedPrediction:
+    """Write a case to ``folder``, every file whole or not at all, run.json last.
+
+    ``NAME_instances.nii.gz`` (uint16 ids on the input's grid, one voxel one id, higher score wins) with its
+    ``.json``; ``NAME.seg.nrrd`` (3D Slicer, overlaps kept); ``NAME_dseg.tsv`` (BIDS); ``NAME_itksnap.txt``;
+    ``NAME_measurements.csv``; ``NAME_overlay.png``; ``run.json``.
+
+    Args:
+        folder: made where missing.
+        name: prefix of the files; never from a patient's name or id.
+        volume: the image predicted on.
+        prediction: its objects.
+        plan: for the display window.
+        provenance: what else run.json should say (input by hash, model, device).
+    """
+    instances = prediction.instances
+    flat = write_instances(folder / f"{name}_instances.nii.gz", instances)
+    segments = write_instances(folder / f"{name}.seg.nrrd", instances)
+    files = [*flat.files, *segments.files]
+    files.append(write_bids_table(folder / f"{name}_dseg.tsv", instances))
+    files.append(write_itksnap_table(folder / f"{name}_itksnap.txt", instances))
+    files.append(folder / f"{name}_measurements.csv")
+    write_measurements_csv(measure(instances, volume), files[-1])
+    files.append(folder / f"{name}_overlay.png")
+    save_overlay(files[-1], volume, instances, window=display_window(plan))
+    voxel_ml = float(np.prod(spacing_of(volume))) / 1000
+    lost = {i: n * voxel_ml for i, n in flat.lost_voxels.items()}
+    warnings = list(prediction.warnings)
+    if lost:
+        warnings.append(
+            f"{sum(lost.values()):.2f} ml of {len(lost)} objects are covered by objects of higher score in the flat "
+            f"label map; {name}.seg.nrrd keeps them"
+        )
+    files.append(folder / "run.json")
+    write_json(
+        files[-1],
+        {
+            **provenance,
+            "case": name,
+            "instances": len(instances),
+            "overlap_lost_ml": lost,
+            "warnings": warnings,
+            "seconds": {stage: round(s, 3) for stage, s in prediction.seconds.items()},
+            "notice": "Research use only; not for diagnosis or treatment.",
+        },
+    )
+    return SavedPrediction(files=tuple(files), lost_ml=lost)
+
+
+def display_window(plan: Plan) -> tuple[float, float] | None:
+    """Return the widest HU window of a plan for pictures; None (from the image) where it has none."""
+    if plan.input.intensity != "window":
+        return None
+    return max(plan.input.windows, key=lambda window: window[1] - window[0])

@@ -1,0 +1,52 @@
+"""One study from its path to its files: read, predict, save."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import torch
+
+from medseg.inference.predictor import Prediction, Predictor
+from medseg.inference.provenance import environment, files_of, hash_files
+from medseg.inference.result import SavedPrediction, save_prediction
+from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE, load_run
+from medseg.io import list_series, read_volume
+from medseg.io.cohort_table import stem_of
+from medseg.progress import Track, silent
+
+
+def study_name(path: Path, series: str | None = None) -> str:
+    """Return what a study's files are called: a hash of the series UID for DICOM, else the file's stem.
+
+    DICOM folders are often named after the patient, so their names are not used.
+    """
+    images = [info for info in list_series(path) if info.is_image and info.uid and series in (None, info.uid)]
+    return hashlib.sha256(images[0].uid.encode()).hexdigest()[:10] if images else stem_of(path)
+
+
+class StudyPredictor:
+    """A trained run, opened once and applied to studies."""
+
+    def __init__(self, run: Path, device: torch.device):
+        plan, model = load_run(run, device)
+        self.plan = plan
+        self.device = device
+        self.predictor = Predictor(plan, model, device)
+        self.model_hash = hash_files([run / PLAN_FILE, run / WEIGHTS_FILE])
+
+    def run(
+        self, study: Path, out: Path, name: str, series: str | None = None, track: Track = silent
+    ) -> tuple[Prediction, SavedPrediction]:
+        """Read a study, find its objects, and write them to ``out / name``."""
+        start = time.perf_counter()
+        volume = read_volume(study, series=series, track=track)
+        seconds = {"read": time.perf_counter() - start}
+        prediction = self.predictor.predict(volume, track)
+        prediction.seconds.update(seconds)
+        provenance = {
+            "environment": environment(self.device),
+            "input_sha256": hash_files(files_of(study)),
+            "model_sha256": self.model_hash,
+            "seed": self.plan.training.seed,
+        }
+        return prediction, save_prediction(out / name, name, volume, prediction, self.plan, provenance)

@@ -1,0 +1,59 @@
+"""ResNet with a feature pyramid, for any number of input channels."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torchvision.models.resnet as resnet
+from torch import nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from medseg.values.plan import ModelPlan
+
+_BUILDERS: dict[str, Callable[..., resnet.ResNet]] = {
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+}
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "group": partial(nn.GroupNorm, 32),
+    "frozen_batch": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+}
+
+
+class _NoExtraLevel(LastLevelMaxPool):
+    """Ends the pyramid at stride 32."""
+
+    def forward(self, x, y, names):  # type: ignore[no-untyped-def]
+        return x, names
+
+
+def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
+    """Build the backbone (He et al. 2016) and its pyramid (Lin et al. 2017).
+
+    Args:
+        plan: names the ResNet, its normalisation and the pyramid's width; 4 levels of anchors end the
+            pyramid at stride 32, 5 at 64.
+        in_channels: C of the input.
+
+    Returns:
+        A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] at strides 4, 8, 16, 32 (, 64),
+        its parameters named as in torchvision's ``maskrcnn_resnet50_fpn``.
+    """
+    norm = _NORMS[plan.norm]
+    body = _BUILDERS[plan.backbone](weights=None, norm_layer=norm)
+    if in_channels != 3:
+        body.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+    width = body.inplanes // 8
+    return BackboneWithFPN(
+        body,
+        return_layers={f"layer{i}": str(i - 1) for i in range(1, 5)},
+        in_channels_list=[width, width * 2, width * 4, width * 8],
+        out_channels=plan.fpn_channels,
+        extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) == 5 else _NoExtraLevel(),
+    )

@@ -1,0 +1,196 @@
+"""The second stage: box head and mask head, their targets, losses and results.
+
+Module and parameter names are those of torchvision's ``roi_heads``, so that its state dicts load key by key.
+"""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+
+from medseg.models.roi import PyramidPooler, mask_targets
+from medseg.values.plan import Plan
+
+
+class Target(NamedTuple):
+    """The objects of one training slice.
+
+    boxes [G, 4] float32 in pixels with x1 < x2 and y1 < y2; classes [G] int64 in 1..K; masks [G, H, W] 0 or 1.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    masks: Tensor
+
+
+class Result(NamedTuple):
+    """What was found in one slice: boxes [N, 4], scores [N], classes [N] in 1..K, masks [N, M, M] probabilities."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor
+
+
+class _Samples(NamedTuple):
+    """Proposals chosen for one image's losses: boxes [N, 4], classes [N] (0 background), objects [N] into the target."""
+
+    boxes: Tensor
+    classes: Tensor
+    objects: Tensor
+
+
+def _mask_predictor(channels: int, classes: int, doublings: int) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(doublings):
+        layers[f"conv{5 + i}_mask"] = nn.ConvTranspose2d(channels, channels, 2, 2)
+        layers[f"relu{i}" if i else "relu"] = nn.ReLU(inplace=True)
+    layers["mask_fcn_logits"] = nn.Conv2d(channels, classes, 1)
+    predictor = nn.Sequential(layers)
+    for name, parameter in predictor.named_parameters():
+        if "weight" in name:
+            nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+    return predictor
+
+
+class RoiHeads(nn.Module):
+    """Box head (class and box refinement) and mask head (one mask per class) over pooled features."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        model, training = plan.model, plan.training
+        self.classes = len(plan.labels)
+        self.box_roi_pool = PyramidPooler(model.box_roi_size, model)
+        self.box_head = TwoMLPHead(model.fpn_channels * model.box_roi_size**2, model.box_head_channels)
+        self.box_predictor = FastRCNNPredictor(model.box_head_channels, self.classes + 1)
+        self.mask_roi_pool = PyramidPooler(model.mask_roi_size, model)
+        self.mask_head = MaskRCNNHeads(model.fpn_channels, (model.mask_head_channels,) * 4, 1)
+        self.agnostic = model.mask_head == "class_agnostic"
+        self.softmax = model.mask_loss == "softmax"
+        self.mask_size = model.mask_size
+        doublings = (model.mask_size // model.mask_roi_size).bit_length() - 1
+        # torchvision counts the background as a mask of its own; it is never trained, and kept for its keys.
+        self.mask_predictor = _mask_predictor(
+            model.mask_head_channels, 1 if self.agnostic else self.classes + 1, doublings
+        )
+        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.matcher = Matcher(training.box_positive_iou, training.box_positive_iou, allow_low_quality_matches=False)
+        self.sampler = BalancedPositiveNegativeSampler(training.box_samples, training.box_positive_fraction)
+        self.limits = plan.inference
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def losses(self, features: list[Tensor], proposals: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Return the classification, box and mask loss of a batch."""
+        samples = self._sample(proposals, targets)
+        logits, deltas = self._boxes(features, [s.boxes for s in samples])
+        classes = torch.cat([s.classes for s in samples])
+        wanted = torch.cat(
+            [
+                self.coder.encode_single(t.boxes[s.objects], s.boxes) if len(t.boxes) else torch.zeros_like(s.boxes)
+                for s, t in zip(samples, targets, strict=True)
+            ]
+        )
+        positive = torch.nonzero(classes > 0)[:, 0]
+        chosen = deltas.reshape(len(deltas), -1, 4)[positive, classes[positive]]
+        return {
+            "class": F.cross_entropy(logits, classes),
+            "box": F.smooth_l1_loss(chosen, wanted[positive], beta=1 / 9, reduction="sum") / max(len(classes), 1),
+            "mask": self._mask_loss(features, samples, targets),
+        }
+
+    def _sample(self, proposals: list[Tensor], targets: list[Target]) -> list[_Samples]:
+        matched = []
+        for boxes, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([boxes, target.boxes])  # the objects themselves give the mask head work from the start
+            if not len(target.boxes):
+                zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+                matched.append(_Samples(boxes, zeros, zeros))
+                continue
+            best = self.matcher(box_iou(target.boxes, boxes))
+            objects = best.clamp(min=0)
+            matched.append(_Samples(boxes, torch.where(best >= 0, target.classes[objects], 0), objects))
+        positive, negative = self.sampler([m.classes for m in matched])
+        chosen = [torch.nonzero(p | n)[:, 0] for p, n in zip(positive, negative, strict=True)]
+        return [_Samples(*(field[c] for field in m)) for m, c in zip(matched, chosen, strict=True)]
+
+    def _mask_loss(self, features: list[Tensor], samples: list[_Samples], targets: list[Target]) -> Tensor:
+        positive = [torch.nonzero(s.classes > 0)[:, 0] for s in samples]
+        boxes = [s.boxes[p] for s, p in zip(samples, positive, strict=True)]
+        if not sum(len(b) for b in boxes):
+            # Keeps the mask head in the graph, so that every parameter has a gradient in every step.
+            return sum((p.sum() for p in self.mask_predictor.parameters()), start=features[0].new_zeros(())) * 0.0
+        classes = torch.cat([s.classes[p] for s, p in zip(samples, positive, strict=True)])
+        wanted = torch.cat(
+            [
+                mask_targets(t.masks, b, s.objects[p], self.mask_size)
+                for t, b, s, p in zip(targets, boxes, samples, positive, strict=True)
+                if len(b)
+            ]
+        )
+        logits = self._masks(features, boxes).float()
+        if self.softmax:
+            # Classes compete per cell: background is everything that is not the box's own object.
+            chance = F.log_softmax(logits, dim=1)
+            own = chance[torch.arange(len(classes), device=chance.device), classes]
+            return -(wanted * own + (1 - wanted) * chance[:, 0]).mean()
+        own = logits[:, 0] if self.agnostic else logits[torch.arange(len(classes), device=logits.device), classes]
+        return F.binary_cross_entropy_with_logits(own, wanted)
+
+    # -- inference ----------------------------------------------------------------------------------------
+
+    def results(self, features: list[Tensor], proposals: list[Tensor], size: tuple[int, int]) -> list[Result]:
+        """Return what was found per image, best first.
+
+        Args:
+            features: pyramid levels.
+            proposals: per image [N, 4] boxes.
+            size: (H, W) of the input.
+        """
+        logits, deltas = self._boxes(features, proposals)
+        scores = F.softmax(logits.float(), dim=1)
+        counts = [len(p) for p in proposals]
+        kept = []
+        for score, delta, boxes in zip(scores.split(counts), deltas.float().split(counts), proposals, strict=True):
+            kept.append(self._select(score, delta, boxes, size))
+        if not sum(len(boxes) for boxes, _, _ in kept):
+            empty = features[0].new_zeros((0, self.mask_size, self.mask_size), dtype=torch.float32)
+            return [Result(*k, empty) for k in kept]
+        mask_logits = self._masks(features, [boxes for boxes, _, _ in kept]).float()
+        classes = torch.cat([c for _, _, c in kept])
+        own = torch.arange(len(classes), device=classes.device)
+        if self.softmax:
+            pair = torch.stack([mask_logits[:, 0], mask_logits[own, classes]])
+            masks = F.softmax(pair, dim=0)[1]
+        else:
+            masks = (mask_logits[:, 0] if self.agnostic else mask_logits[own, classes]).sigmoid()
+        parts = masks.split([len(boxes) for boxes, _, _ in kept])
+        return [Result(*k, m) for k, m in zip(kept, parts, strict=True)]
+
+    def _select(
+        self, scores: Tensor, deltas: Tensor, proposals: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        boxes = self.coder.decode_single(deltas, proposals).reshape(len(proposals), -1, 4)[:, 1:]
+        boxes = clip_boxes_to_image(boxes.reshape(-1, 4), size).reshape(boxes.shape)
+        row, column = torch.nonzero(scores[:, 1:] > self.limits.score_threshold, as_tuple=True)
+        boxes, scores, classes = boxes[row, column], scores[row, column + 1], column + 1
+        sound = ((boxes[:, 2] - boxes[:, 0]) > 1e-2) & ((boxes[:, 3] - boxes[:, 1]) > 1e-2)
+        boxes, scores, classes = boxes[sound], scores[sound], classes[sound]
+        keep = batched_nms(boxes, scores, classes, self.limits.nms_iou)[: self.limits.detections_per_slice]
+        return boxes[keep], scores[keep], classes[keep]
+
+    # -- shared -------------------------------------------------------------------------------------------
+
+    def _boxes(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes)))
+        return logits, deltas
+
+    def _masks(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        masks: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes)))
+        return masks

@@ -1,0 +1,106 @@
+"""Mask R-CNN on slices: He et al. 2017, "Mask R-CNN" (arXiv 1703.06870), over torchvision's parts.
+
+The network takes the Plan's grid as it is: nothing inside resizes or normalises. Boxes are continuous
+pixel coordinates, pixel i covers [i, i + 1).
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from medseg.errors import ModelError
+from medseg.models.anchors import build_anchors
+from medseg.models.backbones import build_backbone
+from medseg.models.heads import Result, RoiHeads, Target
+from medseg.values.plan import Plan
+
+
+class MaskRCNN(nn.Module):
+    """Backbone with pyramid, region proposals, box head and mask head; see `build_mask_rcnn`."""
+
+    def __init__(self, plan: Plan):
+        super().__init__()
+        model, training, inference = plan.model, plan.training, plan.inference
+        self.channels = plan.input.channels
+        self.backbone = build_backbone(model, self.channels)
+        anchors = build_anchors(model)
+        self.rpn = RegionProposalNetwork(
+            anchors,
+            RPNHead(model.fpn_channels, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=training.rpn_positive_iou,
+            bg_iou_thresh=training.rpn_negative_iou,
+            batch_size_per_image=training.rpn_samples,
+            positive_fraction=training.rpn_positive_fraction,
+            pre_nms_top_n={"training": model.proposals_before_nms, "testing": model.proposals_before_nms},
+            post_nms_top_n={"training": training.proposals, "testing": inference.proposals},
+            nms_thresh=model.rpn_nms_iou,
+        )
+        self.roi_heads = RoiHeads(plan)
+
+    def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """Return the five losses of a batch, to be added up.
+
+        Args:
+            images: [B, C, H, W] float32, already windowed.
+            targets: one per image; no objects is an ordinary value.
+
+        Raises:
+            ModelError: a number of channels that does not fit, or a degenerate box.
+        """
+        self._check(images)
+        for position, target in enumerate(targets):
+            if len(target.boxes) and not (target.boxes[:, 2:] > target.boxes[:, :2]).all():
+                raise ModelError(f"image {position} of the batch has a box without area: {target.boxes.tolist()}")
+        features = self.backbone(images)
+        size = (images.shape[-2], images.shape[-1])
+        plain = [{"boxes": t.boxes} for t in targets]
+        proposals, rpn = self.rpn(ImageList(images, [size] * len(images)), features, plain)
+        second = self.roi_heads.losses(list(features.values()), [p.detach() for p in proposals], targets)
+        return {"objectness": rpn["loss_objectness"], "rpn_box": rpn["loss_rpn_box_reg"], **second}
+
+    def forward(self, images: Tensor) -> list[Result]:
+        """Return what is found in each image.
+
+        Args:
+            images: [B, C, H, W] float32, already windowed; any H and W from 32 up.
+        """
+        self._check(images)
+        features = self.backbone(images)
+        size = (images.shape[-2], images.shape[-1])
+        proposals, _ = self.rpn(ImageList(images, [size] * len(images)), features)
+        return self.roi_heads.results(list(features.values()), proposals, size)
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ModelError(
+                f"input of shape {tuple(images.shape)}, expected [batch, {self.channels}, rows, columns]: "
+                "windows and context planes must be those of the plan"
+            )
+
+
+def build_mask_rcnn(plan: Plan) -> MaskRCNN:
+    """Build the network of a plan, weights drawn from torch's generator.
+
+    ``model.losses(images, targets)`` in training mode, ``model(images)`` in evaluation mode.
+    """
+    return MaskRCNN(plan)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; an unusable one is an error.
+
+    Raises:
+        ModelError: no such device, or CUDA cannot be used here. ``auto`` takes CUDA where it is usable.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device {name!r} cannot be used ({reason}); choose --device cpu or auto") from None
+    return device

@@ -1,0 +1,84 @@
+"""From boxes to features and mask targets: ROI Align without rounding, and ROI Pool to compare with.
+
+ROI Align: He et al. 2017, "Mask R-CNN", section 3. With ``aligned=True`` a box edge at pixel x lies at
+x / stride - 0.5 in feature cells, so that pixel centres meet cell centres; torchvision's
+`MultiScaleRoIAlign` cannot do that, and is half a cell off.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align, roi_pool
+
+from medseg.values.plan import ModelPlan
+
+#: Samples per cell and direction when mask targets are cut; 4 follows the area that a cell covers to 1/16.
+MASK_TARGET_SAMPLING = 4
+
+
+def with_image_index(boxes: list[Tensor]) -> Tensor:
+    """Return [sum N, 5] boxes, the image's position in the batch first, as torchvision's ROI ops take them."""
+    index = [torch.full((len(b), 1), float(i), dtype=b.dtype, device=b.device) for i, b in enumerate(boxes)]
+    return torch.cat([torch.cat(index), torch.cat(boxes)], dim=1)
+
+
+class PyramidPooler(nn.Module):
+    """Pools boxes from the pyramid level that fits their size (Lin et al. 2017, eq. 1).
+
+    Args:
+        size: side of the pooled features, cells.
+        plan: operation (align or pool), alignment, sampling ratio and canonical size.
+    """
+
+    def __init__(self, size: int, plan: ModelPlan):
+        super().__init__()
+        self.size = size
+        self.op = plan.roi_op
+        self.aligned = plan.roi_aligned
+        self.sampling_ratio = plan.roi_sampling_ratio
+        self.canonical_size = plan.roi_canonical_size
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Pool every box.
+
+        Args:
+            features: [B, C, H, W] at strides 4, 8, 16, 32; a fifth level is not pooled from.
+            boxes: per image [N, 4] in pixels.
+
+        Returns:
+            [sum N, C, size, size], in the order of the boxes.
+        """
+        rois = with_image_index(boxes)
+        features = features[:4]
+        sides = ((rois[:, 3] - rois[:, 1]).clamp(min=0) * (rois[:, 4] - rois[:, 2]).clamp(min=0)).sqrt()
+        level = (4 + torch.log2(sides / self.canonical_size + 1e-8) + 1e-6).floor().clamp(2, 5).long() - 2
+        pooled = features[0].new_zeros((len(rois), features[0].shape[1], self.size, self.size))
+        for rank, feature in enumerate(features):
+            chosen = torch.nonzero(level == rank)[:, 0]
+            if not len(chosen):
+                continue
+            scale = 1.0 / (4 * 2**rank)
+            part = rois[chosen].to(feature.dtype)
+            if self.op == "align":
+                values = roi_align(feature, part, self.size, scale, self.sampling_ratio, self.aligned)
+            else:
+                values = roi_pool(feature, part, self.size, scale)
+            pooled = pooled.index_put((chosen,), values)
+        return pooled
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, index: Tensor, size: int, *, aligned: bool = True) -> Tensor:
+    """Cut the target of each box out of full-slice masks: the share of each cell that the object covers.
+
+    Args:
+        masks: [G, H, W] objects, 0 or 1.
+        boxes: [N, 4] in pixels.
+        index: [N] int64, which object belongs to which box.
+        size: M.
+        aligned: half-pixel correction; off only to compare with torchvision's ``project_masks_on_boxes``.
+
+    Returns:
+        [N, M, M] float32 in 0..1.
+    """
+    rois = torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1).float()
+    cut = roi_align(masks[:, None].float(), rois, size, 1.0, MASK_TARGET_SAMPLING, aligned)
+    return cut[:, 0]

@@ -1,0 +1,100 @@
+"""From a labelled cohort to a trained run: check every case, decide the plan, prepare, train."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.data.cache import load_case, prepare_case
+from medseg.data.cohort import Cohort, common_labels, find_cohort, read_cases
+from medseg.data.fingerprint import fingerprint, look_at
+from medseg.data.planning import derive_plan
+from medseg.errors import ConfigError, InputError
+from medseg.inference.provenance import environment
+from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
+from medseg.io.atomic import write_json
+from medseg.progress import Track, silent
+from medseg.training.loop import TrainingResult, train
+from medseg.values.plan import Plan
+
+CACHE = "cache"
+
+
+def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
+    """Read and check every case, and decide the plan.
+
+    Args:
+        cohort: from `find_cohort`.
+        settings: dotted plan fields that the user decides, e.g. ``{"model.backbone": "resnet34"}``.
+        track: progress over cases.
+
+    Raises:
+        InputError, GeometryError: the first case that is broken, by name and reason.
+        ConfigError: a setting that is unknown or out of range.
+    """
+    orientation = str(settings.get("input.orientation", "HPL"))
+    facts, tables = [], []
+    for _, volume, instances in read_cases(cohort, track):
+        facts.append(look_at(volume, instances, orientation))
+        tables.append(instances.labels)
+    labels = cohort.labels or common_labels(tables, "cohort")
+    return derive_plan(fingerprint(facts, labels), orientation=orientation).with_overrides(dict(settings))
+
+
+def train_cohort(
+    path: Path | str,
+    run: Path,
+    device: torch.device,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    single_case: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+    track: Track = silent,
+) -> TrainingResult:
+    """Train on a cohort; nothing is written before every case has been read and checked.
+
+    Args:
+        path: see `find_cohort`.
+        run: folder for plan.yaml, model.safetensors, metrics.csv, run.json and the prepared cases.
+        device: where to compute.
+        settings: plan fields that override what the cohort suggests.
+        single_case: allow a cohort of one case (which says nothing about any other patient).
+        on_plan: called with the plan before training.
+        track: progress.
+
+    Raises:
+        InputError: a broken case, or one case without ``single_case``.
+        ConfigError: the folder holds a run already, or a bad setting.
+    """
+    if (run / PLAN_FILE).exists() or (run / WEIGHTS_FILE).exists():
+        raise ConfigError(f"{run}: holds a training run already; name a new folder or delete it")
+    cohort = find_cohort(path)
+    if len(cohort.rows) == 1 and not single_case:
+        raise InputError(
+            f"{path}: the cohort has one case, expected at least two; a model of one patient says nothing about "
+            "others (--single-case trains it all the same)"
+        )
+    plan = plan_cohort(cohort, settings or {}, track)
+    if on_plan:
+        on_plan(plan)
+    try:
+        for row, volume, instances in read_cases(cohort, track):
+            prepare_case(row.name, volume, instances, plan.input, run / CACHE)
+        cases = [load_case(run / CACHE, row.name) for row in cohort.rows]
+        result = train(cases, plan, run, device, track)
+    finally:
+        shutil.rmtree(run / CACHE, ignore_errors=True)
+    write_json(
+        run / "run.json",
+        {
+            "environment": environment(device),
+            "cases": len(cohort.rows),
+            "seed": plan.training.seed,
+            "steps": result.steps,
+            "interrupted": result.interrupted,
+            "last_loss": result.loss,
+        },
+    )
+    return result

@@ -1,0 +1,173 @@
+"""The training loop: plain PyTorch, read from top to bottom.
+
+On a CPU a run is bit-exact under its seed at the same thread count: samples are a function of (seed,
+number), and everything else is drawn from torch's generator, which is seeded once at the start.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from medseg.data.cache import CachedCase
+from medseg.data.dataset import Sample, SliceDataset
+from medseg.errors import ModelError
+from medseg.models.heads import Target
+from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
+from medseg.progress import Track, silent
+from medseg.training.checkpoint import save_plan, save_weights
+from medseg.values.plan import Plan, TrainingPlan
+
+METRICS_FILE = "metrics.csv"
+LOSSES = ("objectness", "rpn_box", "class", "box", "mask")
+#: The weights are saved this often, in steps, and at the end.
+SAVE_EVERY = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a run ended: steps done, whether it was stopped before its end, and the last mean loss."""
+
+    steps: int
+    interrupted: bool
+    loss: float
+
+
+def train(
+    cases: Sequence[CachedCase], plan: Plan, run: Path, device: torch.device, track: Track = silent
+) -> TrainingResult:
+    """Train a plan's network on prepared cases.
+
+    Args:
+        cases: from `medseg.data.cache.load_case`.
+        plan: decides everything, the seed included.
+        run: folder that gets plan.yaml, model.safetensors (the exponential average of the weights) and
+            metrics.csv (step, learning rate, losses).
+        device: where to compute.
+        track: progress over steps.
+
+    Returns:
+        How it ended. KeyboardInterrupt (Ctrl-C, SIGTERM) saves the weights so far and ends the run early.
+
+    Raises:
+        ModelError: the loss is no longer finite.
+    """
+    settings = plan.training
+    torch.manual_seed(settings.seed)
+    model = build_mask_rcnn(plan).to(device).train()
+    average = _Average(model, settings.ema_decay)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, settings))
+    dataset = SliceDataset(cases, plan, settings.steps * settings.batch_size, settings.seed)
+    loader = DataLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        num_workers=settings.workers,
+        collate_fn=list,
+        pin_memory=device.type == "cuda",
+        persistent_workers=False,
+        worker_init_fn=_one_thread,
+    )
+    save_plan(run, plan)
+    step, loss, interrupted = 0, math.nan, False
+    with _metrics(run / METRICS_FILE) as write:
+        try:
+            for batch in track(loader, "training", settings.steps):
+                losses = _step(model, batch, optimizer, settings.clip_norm, device)
+                loss = sum(losses.values())
+                if not math.isfinite(loss):
+                    raise ModelError(
+                        f"step {step + 1}: the loss is {loss} ({losses}); lower training.learning_rate or look for "
+                        "extreme intensities in the cohort"
+                    )
+                write([step + 1, optimizer.param_groups[0]["lr"], loss, *(losses[name] for name in LOSSES)])
+                average.update(model)
+                schedule.step()
+                step += 1
+                if step % SAVE_EVERY == 0:
+                    save_weights(run, average.weights())
+        except KeyboardInterrupt:
+            interrupted = True
+    save_weights(run, average.weights())
+    return TrainingResult(steps=step, interrupted=interrupted, loss=loss)
+
+
+def _step(
+    model: MaskRCNN, batch: list[Sample], optimizer: torch.optim.Optimizer, clip_norm: float, device: torch.device
+) -> dict[str, float]:
+    images = torch.stack([s.image for s in batch]).to(device, non_blocking=True)
+    targets = [Target(s.boxes.to(device), s.classes.to(device), s.masks.to(device)) for s in batch]
+    losses = model.losses(images, targets)
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(losses.values())).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def _learning_rate(step: int, settings: TrainingPlan) -> float:
+    """Return the share of the learning rate: linear warm-up, then a half cosine to zero."""
+    warmup = max(1, round(settings.warmup_fraction * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Decay the weights of convolutions and linear layers, not biases and normalisation."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class _Average:
+    """Exponential moving average of the weights, short at first so that a short run is not mostly its start."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.updates = 0
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.values
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _metrics(path: Path) -> Iterator["_Writer"]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        yield _Writer(file)
+
+
+class _Writer:
+    def __init__(self, file: TextIO):
+        self.file = file
+        self.csv = csv.writer(file)
+        self.csv.writerow(["step", "learning_rate", "loss", *LOSSES])
+
+    def __call__(self, row: list[float]) -> None:
+        self.csv.writerow([f"{v:.6g}" for v in row])
+        self.file.flush()
