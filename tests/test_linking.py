@@ -124,11 +124,13 @@ def test_objects_crossing_each_other_follow_the_better_overlap():
 
 def test_the_flow_is_the_optimum_of_all_sets_of_tracks():
     rng = np.random.default_rng(3)
-    for _ in range(40):
+    for trial in range(40):
         slices = np.sort(rng.integers(0, 4, 6))
         first, second = np.nonzero((slices[None] > slices[:, None]) & (rng.random((6, 6)) < 0.6))
         first, second = first[:9], second[:9]
         worth, rewards = rng.uniform(0.01, 3, len(first)), rng.normal(0, 1.5, 6)
+        if trial % 2:
+            rewards = np.abs(rewards)
         best = -np.inf
         for chosen in itertools.product((False, True), repeat=len(first)):
             pick = np.array(chosen, np.bool_)
@@ -189,6 +191,17 @@ def test_interpolation_keeps_a_mask_that_moves_far():
     rows, columns = np.nonzero(half.mask)
     assert rows.mean() + half.row == pytest.approx((5 + 22) / 2, abs=0.5)
     assert columns.mean() + half.column == pytest.approx((14.5 + 27.5) / 2, abs=0.5)
+
+
+def test_interpolation_stays_within_the_slice():
+    # A tall mask moved towards a short one at the upper and left border would reach beyond it.
+    tall = Patch(mask=np.ones((30, 28), np.bool_), row=0, column=0)
+    short = Patch(mask=np.ones((20, 20), np.bool_), row=0, column=0)
+    for shape in ((40, 60), (30, 28)):
+        half = interpolate(tall, short, 1, 2, (0.8, 0.7), shape)
+        r0, c0, r1, c1 = half.window
+        assert r0 >= 0 and c0 >= 0 and r1 <= shape[0] and c1 <= shape[1]
+        assert half.mask[0, 2:18].all() and half.mask[2:18, 0].all()  # it still touches the border
 
 
 def test_objects_of_one_label_share_no_voxel_and_labels_overlap_freely():
@@ -255,6 +268,17 @@ def test_short_objects_are_dropped_by_their_length_in_mm(min_extent_mm, objects)
     assert len(link(parts, grid(), LABELS, plan)) == objects
 
 
+@pytest.mark.parametrize(("z", "slice_mm", "score"), [(4, 5.0, 0.9), (4, 2.0, 0.225), (0, 2.0, 0.9), (10, 2.0, 0.9)])
+def test_neighbours_that_should_have_shown_it_count_in_the_score(z, slice_mm, score):
+    # 20 x 20 pixels are a disc of 16.9 mm: half of that is 1 slice of 5 mm or 4 of 2 mm. At the ends of the
+    # volume the object may go on outside. An organ may be flat.
+    plan = PLAN.model_copy(update={"min_score": 0.1})
+    geometry = grid(spacing_mm=(slice_mm, 0.8, 0.7))
+    found = link([rectangle(z, 10, 10, 20, 20), rectangle(z, 10, 10, 20, 20, label=ORGAN)], geometry, LABELS, plan)
+    assert found[1].score == pytest.approx(0.9)
+    assert found[2].score == pytest.approx(score)
+
+
 def test_a_weak_slice_counts_inside_an_object_and_not_alone():
     parts = [rectangle(z, 10, 10, 9, 9, score=s) for z, s in ((2, 0.9), (3, 0.2), (4, 0.8))]
     parts.append(rectangle(3, 40, 40, 9, 9, score=0.2))
@@ -268,7 +292,7 @@ def test_duplicates_are_judged_on_masks_and_the_higher_score_stays():
     geometry = grid()
     parts = [rectangle(z, 10, 10, 12, 12, score=0.9) for z in range(4)]
     parts += [rectangle(z, 11, 11, 12, 12, score=0.6) for z in range(4)]  # IoU 0.72
-    parts += [rectangle(z, 12, 12, 5, 5, score=0.7) for z in range(4)]  # within the first
+    parts += [rectangle(z, 12, 18, 5, 5, score=0.7) for z in range(4)]  # 4 of 5 columns within the first
     found = link(parts, geometry, LABELS, PLAN)
     assert len(found) == 1
     np.testing.assert_array_equal(found.full_mask(1), painted((11, 60, 70), *[(z, 10, 10, 12, 12) for z in range(4)]))
@@ -295,6 +319,10 @@ def test_a_single_label_may_branch_and_have_parts():
     found = link([rectangle(*box, label=ORGAN) for box in boxes], grid(shape), LABELS, PLAN)
     assert len(found) == 1
     np.testing.assert_array_equal(found.full_mask(1), painted(shape, *boxes))
+    # An arm of a single slice is little evidence, but an edge leads from it to the mass.
+    short = [box for box in boxes if box[2] == 10 or box[0] == 4]
+    found = link([rectangle(*box, label=ORGAN) for box in short], grid(shape), LABELS, PLAN)
+    np.testing.assert_array_equal(found.full_mask(1), painted(shape, *short))
     # The same as lesions: the arms are two objects, and one of them continues.
     assert len(link([rectangle(*box) for box in boxes], grid(shape), LABELS, PLAN)) == 2
 
@@ -315,15 +343,15 @@ def test_a_single_label_keeps_parts_of_weight_and_drops_stray_ones():
 def test_a_part_within_the_whole_of_a_single_label():
     shape = (5, 60, 70)
     whole = [rectangle(z, 10, 10, 30, 30, label=ORGAN, score=0.6) for z in range(5)]
-    part = [rectangle(z, 15, 30, 12, 14, label=ORGAN, score=0.9) for z in range(5)]  # 10 of 14 columns inside
+    part = [rectangle(z, 15, 35, 6, 7, label=ORGAN, score=0.9) for z in range(5)]  # 5 of 7 columns inside
     found = link(whole + part, grid(shape), LABELS, PLAN)
     assert len(found) == 1
-    expected = painted(shape, *[(z, 10, 10, 30, 30) for z in range(5)], *[(z, 15, 30, 12, 14) for z in range(5)])
+    expected = painted(shape, *[(z, 10, 10, 30, 30) for z in range(5)], *[(z, 15, 35, 6, 7) for z in range(5)])
     np.testing.assert_array_equal(found.full_mask(1), expected)
     # A whole of less than half the part's score is not believed.
     doubtful = [rectangle(z, 10, 10, 30, 30, label=ORGAN, score=0.4) for z in range(5)]
     found = link(doubtful + part, grid(shape), LABELS, PLAN)
-    np.testing.assert_array_equal(found.full_mask(1), painted(shape, *[(z, 15, 30, 12, 14) for z in range(5)]))
+    np.testing.assert_array_equal(found.full_mask(1), painted(shape, *[(z, 15, 35, 6, 7) for z in range(5)]))
 
 
 # --- invariances -----------------------------------------------------------------------------------------------
@@ -381,24 +409,26 @@ def test_order_classes_and_direction_change_nothing(seed):
     assert sorted((3 - c[0], *c[1:]) for c in content(renumbered)) == content(first)
 
 
-def test_ties_fall_the_same_way_upside_down():
-    # Squares half over each other, three rows of them in one slice and two in the next: every overlap is the
-    # same and above the threshold, so only the tie-break decides which of them are joined.
-    for rows_even, rows_odd in (((0, 20, 40), (10, 30)), ((10, 30), (0, 20, 40))):
-        parts = [
-            rectangle(z, row, column, 20, 20)
-            for z in range(8)
-            for row in (rows_odd if z % 2 else rows_even)
-            for column in (5, 30)
-        ]
-        found = link(parts, grid((8, 60, 70)), LABELS, PLAN)
+def test_ties_fall_the_same_way_in_any_order_and_upside_down():
+    # Two squares side by side, then two one above the other: the four overlaps are equal, so both ways to join
+    # them are equally good and only the tie-break decides.
+    plan = PLAN.model_copy(update={"link_iou": 0.05, "gap_mm": 0.0})
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        row, column = rng.integers(0, 20, 2)
+        beside = [(row + 10, column), (row + 10, column + 20)]
+        above = [(row, column + 10), (row + 20, column + 10)]
+        parts = [rectangle(z, *at, 20, 20) for z in range(4) for at in (above if z % 2 else beside)]
+        found = link(parts, grid((4, 60, 70)), LABELS, plan)
+        assert [i.mask.shape[0] for i in found] == [4, 4]
+        masks = {np.packbits(found.full_mask(i.id)).tobytes() for i in found}
+        again = link([parts[i] for i in rng.permutation(8)], grid((4, 60, 70)), LABELS, plan)
+        assert {np.packbits(again.full_mask(i.id)).tobytes() for i in again} == masks
         upside_down = [
-            Detections(slice_index=7 - p.slice_index, boxes=p.boxes, scores=p.scores, labels=p.labels, masks=p.masks)
+            Detections(slice_index=3 - p.slice_index, boxes=p.boxes, scores=p.scores, labels=p.labels, masks=p.masks)
             for p in parts
         ]
-        turned = link(upside_down, grid((8, 60, 70)), LABELS, PLAN)
-        assert len(found) >= 6
-        masks = {np.packbits(found.full_mask(i.id)).tobytes() for i in found}
+        turned = link(upside_down, grid((4, 60, 70)), LABELS, plan)
         assert {np.packbits(turned.full_mask(i.id)[::-1]).tobytes() for i in turned} == masks
 
 
