@@ -165,6 +165,8 @@ class LabelTable:
     @classmethod
     def from_dict(cls, rows: Iterable[Mapping[str, Any]]) -> "LabelTable":
         """Read what `to_dict` wrote; unknown keys and wrong types are a ConfigError."""
+        if not isinstance(rows, Iterable):
+            raise ConfigError(f"label table: {rows!r} is not a list of labels")
         labels = []
         for position, row in enumerate(rows):
             try:

@@ -149,6 +149,16 @@ class AxisMap:
 IDENTITY = AxisMap(order=(0, 1, 2), flips=(False, False, False))
 
 
+def check_orientation(orientation: Orientation) -> None:
+    """Refuse (ConfigError) what is neither ``acquisition`` nor three letters that name three different axes."""
+    letters = orientation.upper()
+    known = len(letters) == 3 and {_LETTERS.get(c, (-1, 0))[0] for c in letters} == {0, 1, 2}
+    if orientation != ACQUISITION and not known:
+        raise ConfigError(
+            f"orientation {orientation!r}: expected one each of L/R, P/A and H/F (for example HPL) or 'acquisition'"
+        )
+
+
 def orientation_map(grid: Volume | VolumeGeometry, orientation: Orientation) -> AxisMap:
     """Return the axis map that brings a grid closest to an orientation.
 
@@ -162,11 +172,8 @@ def orientation_map(grid: Volume | VolumeGeometry, orientation: Orientation) -> 
     """
     if orientation == ACQUISITION:
         return IDENTITY
+    check_orientation(orientation)
     letters = orientation.upper()
-    if len(letters) != 3 or {_LETTERS.get(c, (-1, 0))[0] for c in letters} != {0, 1, 2}:
-        raise ConfigError(
-            f"orientation {orientation!r}: expected one each of L/R, P/A and H/F (for example HPL) or 'acquisition'"
-        )
     wanted = np.zeros((3, 3))
     for axis, letter in enumerate(letters):
         world, sign = _LETTERS[letter]

@@ -13,8 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from medseg.errors import ConfigError
 from medseg.labels import LabelTable
-
-PLAN_VERSION = 1
+from medseg.values.geometry import check_orientation
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 
@@ -26,7 +25,7 @@ Labels = Annotated[
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class InputPlan(_Section):
@@ -46,6 +45,7 @@ class InputPlan(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> "InputPlan":
+        check_orientation(self.orientation)
         if min(self.spacing_mm) <= 0:
             raise ValueError(f"spacing_mm {self.spacing_mm}: expected more than 0")
         if 0.0 not in self.context_mm or list(self.context_mm) != sorted(set(self.context_mm)):
@@ -177,7 +177,7 @@ class LinkingPlan(_Section):
 class Plan(_Section):
     """Everything decided from the cohort and by the user; see the module text."""
 
-    version: Literal[1] = PLAN_VERSION
+    version: Literal[1] = 1
     labels: Labels
     input: InputPlan
     model: ModelPlan = ModelPlan()
@@ -201,6 +201,8 @@ class Plan(_Section):
             if not isinstance(node, dict) or last not in node:
                 raise ConfigError(f"setting {key!r} is unknown; the fields are those of plan.yaml, as section.field")
             node[last] = value
+            # why the plan had another value is no reason for this one
+            data["reasons"] = {k: why for k, why in data["reasons"].items() if not f"{k}.".startswith(f"{key}.")}
         return parse_plan(data, "settings")
 
     def to_yaml(self) -> str:
@@ -214,7 +216,7 @@ class Plan(_Section):
             field = line.strip().split(":")[0]
             reason = self.reasons.get(f"{section}.{field}") if section != "reasons" else None
             if reason and line.startswith("  "):
-                lines.append(f"  # {reason}")
+                lines.append(f"  # {' '.join(reason.split())}")
             lines.append(line)
         return "\n".join(lines) + "\n"
 
