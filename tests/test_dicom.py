@@ -218,6 +218,7 @@ def test_a_slice_moved_sideways_is_refused(tmp_path: Path, grid: VolumeGeometry)
         read_volume(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 @pytest.mark.parametrize(
     ("keyword", "value", "error", "text"),
     [
@@ -277,6 +278,15 @@ def test_a_damaged_slice_is_refused_by_name(tmp_path: Path, grid: VolumeGeometry
     start = whole.rindex(b"\xe0\x7f\x10\x00")
     victim.write_bytes(whole[: {"nothing": 0, "half the header": start // 2, "half the pixels": start + 80}[keep]])
     with pytest.raises(InputError, match=rf"IM0000{suffix}: .*(empty|broken|truncated)"):
+        read_volume(tmp_path)
+
+
+def test_a_number_is_no_suffix(tmp_path: Path, grid: VolumeGeometry) -> None:
+    hu = write_series(tmp_path, grid, name="CT.1.2.840.{:d}")
+    (tmp_path / "notes.txt").write_text("hello")
+    np.testing.assert_array_equal(read_volume(tmp_path).array, hu)
+    (tmp_path / "CT.1.2.840.77").write_bytes(b"")
+    with pytest.raises(InputError, match=r"CT\.1\.2\.840\.77: the file is empty"):
         read_volume(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """read_volume and write_volume: NRRD and MetaImage, dispatch by suffix, and real data in every format."""
 
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,22 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path, volume: Volume) 
     write_volume(tmp_path / "a.mha", Volume(array, volume.affine, "PATIENT"))
     with pytest.raises(InputError, match="1 voxels are NaN"):
         read_volume(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii", ".nii.gz"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, volume: Volume, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"old")
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"a{suffix}: "):
+            write_volume(path, volume)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_real_chest_is_one_volume_in_every_format(data_dir: Path) -> None:

@@ -50,6 +50,16 @@ def test_voxels_keep_their_world_positions(tmp_path: Path, name: str, forms: tup
     np.testing.assert_allclose(read_nifti_grid(tmp_path / name).affine, volume.affine)
 
 
+def test_a_left_handed_qform_alone(tmp_path: Path) -> None:
+    made = image(sform=0)
+    mirrored = RAS * [1, 1, -1, 1] if np.linalg.det(RAS[:3, :3]) > 0 else RAS
+    made.set_qform(mirrored, code=1)
+    volume = read_volume(save(made, tmp_path / "a.nii"))
+    assert float(made.header["pixdim"][0]) == -1.0
+    x, y, z = (mirrored @ [10, 6, 4, 1])[:3]
+    np.testing.assert_allclose((volume.affine @ [4, 6, 10, 1])[:3], (-x, -y, z), atol=1e-3)
+
+
 def test_nifti_2_and_big_endian(tmp_path: Path) -> None:
     plain = read_volume(save(image(), tmp_path / "a.nii"))
     second = read_volume(save(nib.Nifti2Image.from_image(image()), tmp_path / "b.nii"))
