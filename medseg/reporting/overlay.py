@@ -289,9 +289,10 @@ def _draw_outlines(axes: Axes, layer: _Layer, index: int, pixel_mm: tuple[float,
         lines = [(line * pixel_mm)[:, ::-1] for line in outlines(mask, instance.offset[1:])]
         style = (0, (3, 2)) if layer.dashed else "solid"
         width = 0.9 if layer.dashed else 1.3
-        axes.add_collection(
-            LineCollection(lines, colors=[layer.colours[instance.id]], linewidths=width, linestyles=[style])
-        )
+        collection = LineCollection(lines, colors=[layer.colours[instance.id]], linewidths=width, linestyles=[style])
+        # A dark rim keeps light colours readable on bright tissue.
+        collection.set_path_effects([withStroke(linewidth=width + 0.9, foreground="black", alpha=0.7)])
+        axes.add_collection(collection)
 
 
 def _write(axes: Axes, x: float, y: float, text: str, *, ha: str, va: str) -> None:
