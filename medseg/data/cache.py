@@ -6,6 +6,7 @@ Reading 2.5-D windows out of .nii.gz costs hundreds of milliseconds a sample; ou
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from highdicom import Volume
@@ -58,8 +59,8 @@ def prepare_case(name: str, volume: Volume, instances: InstanceSet, plan: InputP
     grid = to_network_grid(volume, plan)
     objects = instances.moved(axis_map).moved(grid.axis_map)
     size = (grid.rows[1] - grid.rows[0], grid.columns[1] - grid.columns[0])
-    packed: dict[str, NDArray] = {}
-    rows = []
+    packed: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     for instance in objects:
         z, y, x = instance.offset
         inside = _clip(instance.mask, (y - grid.rows[0], x - grid.columns[0]), size)
@@ -109,7 +110,5 @@ def load_case(folder: Path, name: str) -> CachedCase:
                 for i, row in enumerate(meta["objects"])
             )
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(
-            f"{folder / name}: the prepared case is not readable ({error}); delete it to prepare again"
-        ) from None
+        raise InputError(f"{folder / name}: not a readable prepared case ({error}); train into a new folder") from None
     return CachedCase(name=name, array=array, slice_spacing_mm=meta["slice_spacing_mm"], objects=objects)

@@ -71,8 +71,8 @@ def _find_dataset(folder: Path) -> Cohort:
     if not rows:
         raise InputError(f"{labels}: no label files (.nii.gz, .nii or .nrrd)")
     described = LabelTable(
-        Label(id=i, name=name, colour=palette_colour(n), kind="single")
-        for n, (i, name) in enumerate(sorted(names.items()))
+        Label(id=number, name=name, colour=palette_colour(position), kind="single")
+        for position, (number, name) in enumerate(sorted(names.items()))
     )
     return Cohort(rows=tuple(rows), labels=described)
 

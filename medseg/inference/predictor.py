@@ -17,7 +17,7 @@ from medseg.models.heads import Result
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Track, silent
 from medseg.values.detections import Detections
-from medseg.values.geometry import describe_grid, spacing_of
+from medseg.values.geometry import spacing_of
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import Plan
 
@@ -63,10 +63,10 @@ class Predictor:
         found = link([grid.to_source(d) for d in detections], grid.geometry, self.plan.labels, self.plan.linking)
         instances = found.moved(grid.axis_map.inverse())
         linked = time.perf_counter()
+        # The same grid, its affine to the last bit that of the source.
+        exact = InstanceSet(instances=instances.instances, geometry=volume.get_geometry(), labels=instances.labels)
         return Prediction(
-            instances=InstanceSet(
-                instances=instances.instances, geometry=volume.get_geometry(), labels=instances.labels
-            ),
+            instances=exact,
             warnings=tuple(self._warnings(volume, grid, instances)),
             seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
         )
@@ -108,4 +108,4 @@ class Predictor:
         pixel = max(spacing_of(grid.geometry)[1:])
         trained = max(self.plan.input.spacing_mm)
         if pixel > 3 * trained:
-            yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training: {describe_grid(volume)}"
+            yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training"

@@ -26,7 +26,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Return the SHA-256 over the contents of files, in the order of their contents' own hashes (names do not count)."""
+    """Return the SHA-256 over the contents of files, ordered by their own hashes (names do not count)."""
     digests = []
     for path in paths:
         with path.open("rb") as file:

@@ -29,14 +29,12 @@ def load_run(run: Path | str, device: torch.device) -> tuple[Plan, MaskRCNN]:
     try:
         weights = load_file(run / WEIGHTS_FILE)
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{run / WEIGHTS_FILE}: not readable weights ({error}); train again or copy the run anew"
-        ) from None
+        raise ModelError(f"{run / WEIGHTS_FILE}: not readable weights ({error}); copy the run anew") from None
     wanted = model.state_dict()
     wrong = sorted(set(wanted) ^ set(weights)) or [k for k, v in wanted.items() if v.shape != weights[k].shape]
     if wrong:
         raise ModelError(
-            f"{run / WEIGHTS_FILE}: does not fit {PLAN_FILE} beside it ({len(wrong)} tensors differ, first {wrong[0]!r}); "
+            f"{run / WEIGHTS_FILE}: does not fit {PLAN_FILE} ({len(wrong)} tensors differ, first {wrong[0]!r}); "
             "plan and weights must come from the same training"
         )
     model.load_state_dict(weights)

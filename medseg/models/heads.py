@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
 
 class _Samples(NamedTuple):
-    """Proposals chosen for one image's losses: boxes [N, 4], classes [N] (0 background), objects [N] into the target."""
+    """Proposals chosen for the losses: boxes [N, 4], classes [N] (0 background), objects [N] into the target."""
 
     boxes: Tensor
     classes: Tensor

@@ -247,9 +247,8 @@ class InstanceSet:
                 other = int(window[instance.mask].max())
                 raise InputError(f"instances {other} and {instance.id} overlap; choose who keeps the shared voxels")
             window[instance.mask] = instance.id
-        kept = np.bincount(array.ravel(), minlength=len(self) + 1)
-        lost = {i: size[i] - int(kept[i]) for i in size if size[i] != int(kept[i])}
-        return FlatMap(array, lost)
+        kept = {i.id: int(np.count_nonzero(array[i.window] == i.id)) for i in self.instances}
+        return FlatMap(array, {key: size[key] - kept[key] for key in size if kept[key] < size[key]})
 
     def semantic(self, label: int) -> NDArray[np.bool_]:
         """Return the full-size union of all objects of one label."""
