@@ -1,4 +1,4 @@
-"""Files in, files out: the only place that imports pydicom, nibabel, SimpleITK and pynrrd."""
+"""Files in, files out: the only place that imports pydicom, nibabel and SimpleITK."""
 
 from medseg.io.dicom_writer import write_ct_series as write_ct_series
 from medseg.io.instances import WrittenInstances as WrittenInstances
