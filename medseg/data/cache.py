@@ -4,6 +4,7 @@ Reading 2.5-D windows out of .nii.gz costs hundreds of milliseconds a sample; ou
 """
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def load_case(folder: Path, name: str) -> CachedCase:
     """Map a prepared case; InputError where it is not whole."""
     try:
         meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        slice_spacing_mm = float(meta["slice_spacing_mm"])
         array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         with np.load(folder / f"{name}.npz", allow_pickle=False) as packed:
             objects = tuple(
@@ -109,6 +111,6 @@ def load_case(folder: Path, name: str) -> CachedCase:
                 )
                 for i, row in enumerate(meta["objects"])
             )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder / name}: not a readable prepared case ({error}); train into a new folder") from None
-    return CachedCase(name=name, array=array, slice_spacing_mm=meta["slice_spacing_mm"], objects=objects)
+    return CachedCase(name=name, array=array, slice_spacing_mm=slice_spacing_mm, objects=objects)

@@ -12,8 +12,11 @@ from medseg.io import read_instances, read_volume
 from medseg.io.cohort_table import TABLE_NAME, CohortRow, read_cohort_labels, read_cohort_table, stem_of
 from medseg.labels import Label, LabelTable, palette_colour
 from medseg.progress import Track, silent
-from medseg.values.geometry import describe_grid, same_grid
+from medseg.values.geometry import describe_grid, grid_map
 from medseg.values.instances import InstanceSet
+
+#: What label files of nnU-Net's and the Decathlon's folders end in.
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,9 @@ def _find_dataset(folder: Path) -> Cohort:
         raise InputError(f"{table}: expected JSON with 'labels' as nnU-Net writes it ({error})") from None
     images, labels = folder / "imagesTr", folder / "labelsTr"
     rows = []
-    for label in sorted([*labels.glob("*.nii.gz"), *labels.glob("*.nii"), *labels.glob("*.nrrd")]):
+    for label in sorted(p for p in labels.glob("*") if p.name.endswith(LABEL_SUFFIXES)):
+        if label.name.startswith("."):  # the Decathlon's archives hold macOS' ._ files beside every label
+            continue
         stem = stem_of(label)
         ending = label.name[len(stem) :]
         channels = sorted(images.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
@@ -69,7 +74,7 @@ def _find_dataset(folder: Path) -> Cohort:
             raise InputError(f"{label}: no image for this label; expected {images / f'{stem}_0000{ending}'}")
         rows.append(CohortRow(name=stem, image=image, label=label, patient=stem))
     if not rows:
-        raise InputError(f"{labels}: no label files (.nii.gz, .nii or .nrrd)")
+        raise InputError(f"{labels}: no label files ({', '.join(LABEL_SUFFIXES)})")
     described = LabelTable(
         Label(id=number, name=name, colour=palette_colour(position), kind="single")
         for position, (number, name) in enumerate(sorted(names.items()))
@@ -86,14 +91,15 @@ def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[Volume, Instan
     """
     volume = read_volume(row.image)
     instances = read_instances(row.label, labels=labels)
-    if not same_grid(instances.geometry, volume):
+    axis_map = grid_map(instances.geometry, volume)
+    if axis_map is None:
         raise GeometryError(
             f"case {row.name}: image and label are in different places: {row.image} has {describe_grid(volume)}, "
             f"{row.label} has {describe_grid(instances.geometry)}; bring the label to the image's grid"
         )
     if not len(instances):
         raise InputError(f"case {row.name}: {row.label} is an empty label, nothing is marked; take the case out")
-    return volume, instances
+    return volume, instances.moved(axis_map)
 
 
 def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, Volume, InstanceSet]]:

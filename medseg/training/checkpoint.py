@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
@@ -20,5 +20,6 @@ def save_plan(run: Path, plan: Plan) -> Path:
 def save_weights(run: Path, weights: Mapping[str, Tensor]) -> Path:
     """Write weights as safetensors (no pickle)."""
     with atomic_path(run / WEIGHTS_FILE) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+        # Not save_file: a full disk is an OSError here, which atomic_path tells in one line.
+        temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
     return run / WEIGHTS_FILE

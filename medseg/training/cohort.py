@@ -1,7 +1,8 @@
 """From a labelled cohort to a trained run: check every case, decide the plan, prepare, train."""
 
-import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ from medseg.data.fingerprint import fingerprint, look_at
 from medseg.data.planning import derive_plan
 from medseg.errors import ConfigError, InputError
 from medseg.inference.provenance import environment
-from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.io.atomic import write_json
+from medseg.labels import LabelTable
 from medseg.progress import Track, silent
 from medseg.training.loop import TrainingResult, train
-from medseg.values.plan import Plan
-
-CACHE = "cache"
+from medseg.values.plan import InputPlan, Plan
 
 
 def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
@@ -57,7 +56,8 @@ def train_cohort(
 
     Args:
         path: see `find_cohort`.
-        run: folder for plan.yaml, model.safetensors, metrics.csv, run.json and the prepared cases.
+        run: new or empty folder for plan.yaml, model.safetensors, metrics.csv and run.json; the prepared cases
+            lie in it while training runs.
         device: where to compute.
         settings: plan fields that override what the cohort suggests.
         single_case: allow a cohort of one case (which says nothing about any other patient).
@@ -66,10 +66,12 @@ def train_cohort(
 
     Raises:
         InputError: a broken case, or one case without ``single_case``.
-        ConfigError: the folder holds a run already, or a bad setting.
+        ConfigError: the folder is not empty, or a bad setting.
     """
-    if (run / PLAN_FILE).exists() or (run / WEIGHTS_FILE).exists():
-        raise ConfigError(f"{run}: holds a training run already; name a new folder or delete it")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it")
+    # Tells a setting that does not exist before a large cohort is read.
+    Plan(labels=LabelTable(()), input=InputPlan(spacing_mm=(1.0, 1.0))).with_overrides(dict(settings or {}))
     cohort = find_cohort(path)
     if len(cohort.rows) == 1 and not single_case:
         raise InputError(
@@ -79,13 +81,11 @@ def train_cohort(
     plan = plan_cohort(cohort, settings or {}, track)
     if on_plan:
         on_plan(plan)
-    try:
+    with _folder_for_cases(run) as prepared:
         for row, volume, instances in read_cases(cohort, track):
-            prepare_case(row.name, volume, instances, plan.input, run / CACHE)
-        cases = [load_case(run / CACHE, row.name) for row in cohort.rows]
+            prepare_case(row.name, volume, instances, plan.input, prepared)
+        cases = [load_case(prepared, row.name) for row in cohort.rows]
         result = train(cases, plan, run, device, track)
-    finally:
-        shutil.rmtree(run / CACHE, ignore_errors=True)
     write_json(
         run / "run.json",
         {
@@ -98,3 +98,15 @@ def train_cohort(
         },
     )
     return result
+
+
+@contextmanager
+def _folder_for_cases(run: Path) -> Iterator[Path]:
+    """Give a folder in ``run`` that is deleted at the end, whatever happens."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".cases-", dir=run, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(f"{run}: cannot be written ({error.strerror or error}); name another folder") from None
+    with folder as path:
+        yield Path(path)
