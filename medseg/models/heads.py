@@ -59,6 +59,16 @@ def _mask_predictor(channels: int, classes: int, doublings: int) -> nn.Sequentia
     return predictor
 
 
+def _jittered(boxes: Tensor, copies: int) -> Tensor:
+    """Return [copies * G, 4] boxes of about the same place and size, from torch's generator."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    centre = boxes[:, :2] + size / 2
+    noise = torch.randn((copies, 2, len(boxes), 2), device=boxes.device, dtype=boxes.dtype)
+    centres = centre + 0.12 * size * noise[:, 0]
+    halves = size * torch.exp(0.15 * noise[:, 1]) / 2
+    return torch.cat([centres - halves, centres + halves], dim=2).reshape(-1, 4)
+
+
 class RoiHeads(nn.Module):
     """Box head (class and box refinement) and mask head (one mask per class) over pooled features."""
 
@@ -82,6 +92,7 @@ class RoiHeads(nn.Module):
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(training.box_positive_iou, training.box_positive_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(training.box_samples, training.box_positive_fraction)
+        self.jittered_boxes = training.jittered_boxes
         self.limits = plan.inference
 
     # -- training -----------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ class RoiHeads(nn.Module):
     def _sample(self, proposals: list[Tensor], targets: list[Target]) -> list[_Samples]:
         matched = []
         for boxes, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([boxes, target.boxes])  # the objects themselves give the mask head work from the start
+            boxes = torch.cat([boxes, target.boxes, _jittered(target.boxes, self.jittered_boxes)])
             if not len(target.boxes):
                 zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
                 matched.append(_Samples(boxes, zeros, zeros))

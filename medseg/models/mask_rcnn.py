@@ -36,6 +36,7 @@ class MaskRCNN(nn.Module):
             post_nms_top_n={"training": training.proposals, "testing": inference.proposals},
             nms_thresh=model.rpn_nms_iou,
         )
+        self.rpn_box_weight = training.rpn_box_weight
         self.roi_heads = RoiHeads(plan)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -57,7 +58,11 @@ class MaskRCNN(nn.Module):
         plain = [{"boxes": t.boxes} for t in targets]
         proposals, rpn = self.rpn(ImageList(images, [size] * len(images)), features, plain)
         second = self.roi_heads.losses(list(features.values()), [p.detach() for p in proposals], targets)
-        return {"objectness": rpn["loss_objectness"], "rpn_box": rpn["loss_rpn_box_reg"], **second}
+        return {
+            "objectness": rpn["loss_objectness"],
+            "rpn_box": rpn["loss_rpn_box_reg"] * self.rpn_box_weight,
+            **second,
+        }
 
     def forward(self, images: Tensor) -> list[Result]:
         """Return what is found in each image.

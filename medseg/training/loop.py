@@ -63,7 +63,9 @@ def train(
     torch.manual_seed(settings.seed)
     model = build_mask_rcnn(plan).to(device).train()
     average = _Average(model, settings.ema_decay)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, settings))
     dataset = SliceDataset(cases, plan, settings.steps * settings.batch_size, settings.seed)
     loader = DataLoader(

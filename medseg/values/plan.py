@@ -119,10 +119,15 @@ class TrainingPlan(_Section):
     clip_norm: float = Field(5.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
     #: IoU with an object from which an anchor is positive, below which it is negative, and the same for proposals.
-    rpn_positive_iou: float = Field(0.6, gt=0, le=1)
+    rpn_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_negative_iou: float = Field(0.3, gt=0, le=1)
     box_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_samples: int = Field(128, ge=2)
+    #: Factor of the proposals' box loss (torchvision divides it by all sampled anchors, so it starts small).
+    rpn_box_weight: float = Field(2.0, gt=0)
+    #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
+    #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
+    jittered_boxes: int = Field(4, ge=0)
     box_samples: int = Field(64, ge=2)
     #: Largest share of positives among the sampled anchors and among the sampled proposals.
     rpn_positive_fraction: float = Field(0.5, gt=0, le=1)
