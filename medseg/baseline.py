@@ -147,9 +147,7 @@ class _Trial:
         edges = np.array(pairs, np.intp).reshape(-1, 2)
         volumes = sizes * voxel_ml
         volumes[0] = 0
-        return cls(
-            volumes_ml=volumes, reference=edges[:, 0], component=edges[:, 1], references=len(references)
-        )
+        return cls(volumes_ml=volumes, reference=edges[:, 0], component=edges[:, 1], references=len(references))
 
     def counts(self, min_ml: float, max_ml: float) -> tuple[int, int, int]:
         """Return matched pairs, predicted objects and reference objects within a range of volumes."""

@@ -13,19 +13,22 @@ SMALL_OBJECT_PIXELS = 6.0
 LARGEST_SIDE = 512
 #: What the narrow HU window shows beyond the bulk of the values under the masks.
 NARROW_MARGIN_HU = 30.0
+#: Pixels of the side of the small objects below which the pyramid starts at stride 2.
+FINE_STRIDE_BELOW = 12.0
 #: Anchor sizes per pyramid level.
 SIZES_PER_LEVEL = 3
 
 
-def derive_plan(facts: Fingerprint, *, orientation: str = "HPL") -> Plan:
+def derive_plan(facts: Fingerprint, *, orientation: str = "HPL", pixel_mm: float | None = None) -> Plan:
     """Decide everything from a cohort's fingerprint.
 
     Args:
         facts: of the cohort, taken in ``orientation``.
         orientation: the plan's.
+        pixel_mm: the pixel that the user decided on, to which everything in pixels then fits; None: by rule.
     """
     reasons: dict[str, str] = {}
-    pixel = _pixel_mm(facts, reasons)
+    pixel = _pixel_mm(facts, reasons) if pixel_mm is None else pixel_mm
     return Plan(
         labels=facts.labels,
         input=_input(facts, orientation, pixel, reasons),
@@ -48,10 +51,7 @@ def _pixel_mm(facts: Fingerprint, reasons: dict[str, str]) -> float:
     if side / pixel > LARGEST_SIDE:
         pixel = side / LARGEST_SIDE
         reason = f"slices of up to {side:.0f} mm in at most {LARGEST_SIDE} pixels"
-    name, small = min(
-        ((label.name, float(np.percentile(facts.sides_mm(label.id), 10))) for label in facts.labels),
-        key=lambda item: item[1],
-    )
+    name, small = _small_side_mm(facts)
     if small / pixel < SMALL_OBJECT_PIXELS:
         pixel = max(small / SMALL_OBJECT_PIXELS, native / 4)
         reason = (
@@ -60,6 +60,14 @@ def _pixel_mm(facts: Fingerprint, reasons: dict[str, str]) -> float:
         )
     reasons["input.spacing_mm"] = reason
     return float(f"{pixel:.3g}")
+
+
+def _small_side_mm(facts: Fingerprint) -> tuple[str, float]:
+    """Return the class with the smallest objects and their side: 10 % of them are smaller in their largest slice."""
+    return min(
+        ((label.name, float(np.percentile(facts.sides_mm(label.id), 10))) for label in facts.labels),
+        key=lambda item: item[1],
+    )
 
 
 def _input(facts: Fingerprint, orientation: str, pixel: float, reasons: dict[str, str]) -> InputPlan:
@@ -107,7 +115,10 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
         ratios.append(np.percentile(np.log(boxes[:, 0] / boxes[:, 1]), np.linspace(2, 98, 97)))
     small, large = float(np.concatenate(sides).min()), float(np.concatenate(sides).max())
     small, large = max(small, 3.0), max(large, 8.0)
-    levels = 4 if large < 300 else 5
+    small_pixels = _small_side_mm(facts)[1] / pixel
+    finest = 2 if small_pixels < FINE_STRIDE_BELOW else 4
+    reasons["model.finest_stride"] = f"the side of the small objects is {small_pixels:.3g} pixels"
+    levels = (4 if large < 300 else 5) + (finest == 2)
     steps = np.geomspace(small, max(large, small * 2), levels * SIZES_PER_LEVEL)
     sizes = tuple(
         tuple(float(f"{s:.3g}") for s in steps[i : i + SIZES_PER_LEVEL])
@@ -124,6 +135,7 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
     reasons["model.mask_size"] = f"the largest objects are {large:.0f} pixels; a cell should not exceed 4 pixels"
     return ModelPlan(
         backbone="resnet50" if deep else "resnet18",
+        finest_stride=finest,
         anchor_sizes=sizes,
         anchor_ratios=tuple(float(f"{r:.3g}") for r in spread),
         roi_canonical_size=112.0,

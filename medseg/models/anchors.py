@@ -17,11 +17,20 @@ class ExactAnchorGenerator(AnchorGenerator):
     Args:
         sizes: square root of the area in pixels, one tuple per pyramid level.
         ratios: height / width, the same on every level.
+        finest_stride: pixels per cell on the first level; it doubles from level to level.
         centred: centre anchors on the cells (offset half a stride) rather than on their upper left corner.
     """
 
-    def __init__(self, sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...], *, centred: bool = True):
+    def __init__(
+        self,
+        sizes: tuple[tuple[float, ...], ...],
+        ratios: tuple[float, ...],
+        *,
+        finest_stride: int = 4,
+        centred: bool = True,
+    ):
         super().__init__(sizes, (ratios,) * len(sizes))
+        self.finest_stride = finest_stride
         self.centred = centred
 
     def generate_anchors(
@@ -48,7 +57,7 @@ class ExactAnchorGenerator(AnchorGenerator):
         self.set_cell_anchors(torch.float32, device)
         levels = []
         for rank, (feature, cell) in enumerate(zip(feature_maps, self.cell_anchors, strict=True)):
-            stride = 4 * 2**rank
+            stride = self.finest_stride * 2**rank
             offset = stride / 2 if self.centred else 0.0
             rows = torch.arange(feature.shape[-2], device=device) * stride + offset
             columns = torch.arange(feature.shape[-1], device=device) * stride + offset
@@ -61,4 +70,6 @@ class ExactAnchorGenerator(AnchorGenerator):
 
 def build_anchors(plan: ModelPlan) -> ExactAnchorGenerator:
     """Return the plan's anchors."""
-    return ExactAnchorGenerator(plan.anchor_sizes, plan.anchor_ratios, centred=plan.roi_aligned)
+    return ExactAnchorGenerator(
+        plan.anchor_sizes, plan.anchor_ratios, finest_stride=plan.finest_stride, centred=plan.roi_aligned
+    )

@@ -36,12 +36,12 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
     """Build the backbone (He et al. 2016) and its pyramid (Lin et al. 2017).
 
     Args:
-        plan: names the ResNet, its normalisation and the pyramid's width; 4 levels of anchors end the
-            pyramid at stride 32, 5 at 64.
+        plan: names the ResNet, its normalisation, the pyramid's width and finest stride; one level of anchors
+            more than strides up to 32 adds stride 64.
         in_channels: C of the input.
 
     Returns:
-        A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] at strides 4, 8, 16, 32 (, 64),
+        A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] at strides (2,) 4, 8, 16, 32 (, 64),
         its parameters named as in torchvision's ``maskrcnn_resnet50_fpn``.
     """
     norm = _NORMS[plan.norm]
@@ -50,10 +50,13 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
         body.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     width = body.inplanes // 8
+    layers = {f"layer{i}": width * 2 ** (i - 1) for i in range(1, 5)}
+    if plan.finest_stride == 2:
+        layers = {"relu": 64, **layers}  # the stem before its pooling
     return BackboneWithFPN(
         body,
-        return_layers={f"layer{i}": str(i - 1) for i in range(1, 5)},
-        in_channels_list=[width, width * 2, width * 4, width * 8],
+        return_layers={name: str(i) for i, name in enumerate(layers)},
+        in_channels_list=list(layers.values()),
         out_channels=plan.fpn_channels,
-        extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) == 5 else _NoExtraLevel(),
+        extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) > plan.pooled_levels else _NoExtraLevel(),
     )

@@ -383,6 +383,4 @@ def paint_torso(rng: np.random.Generator, frame: Frame, labels: dict[str, int]) 
     painter.spleen()
     painter.kidneys()
     painter.aorta_and_spine()
-    return Torso(
-        hu=painter.canvas.hu, owner=painter.canvas.owner, inside=inside, organ_hu=painter.organ_hu
-    )
+    return Torso(hu=painter.canvas.hu, owner=painter.canvas.owner, inside=inside, organ_hu=painter.organ_hu)

@@ -51,9 +51,7 @@ def phantom_labels() -> LabelTable:
     for name, value, meaning in (("lesion", "52988006", "Lesion"), ("necrosis", "6574001", "Necrosis")):
         i = len(rows)
         code = _sct(value, meaning)
-        rows.append(
-            Label(id=i + 1, name=name, colour=palette_colour(i), kind="ids", category=_ALTERED, type=code)
-        )
+        rows.append(Label(id=i + 1, name=name, colour=palette_colour(i), kind="ids", category=_ALTERED, type=code))
     return LabelTable(rows)
 
 

@@ -124,9 +124,7 @@ class _Site:
     def position(self, voxel: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float64]:
         """Return a point (x, y, z) within a voxel."""
         shift = rng.uniform(-0.5, 0.5, 3)
-        return np.array(
-            [self.axes[a][voxel[a]] + shift[a] * self.step[a] for a in (2, 1, 0)], np.float64
-        )
+        return np.array([self.axes[a][voxel[a]] + shift[a] * self.step[a] for a in (2, 1, 0)], np.float64)
 
 
 def _is_free(centre: NDArray[np.float64], diameter: float, others: list[_Blob]) -> bool:
@@ -169,9 +167,7 @@ def _place_partner(
     return None
 
 
-def _layout(
-    rng: np.random.Generator, site: _Site
-) -> tuple[list[tuple[str, _Blob]], list[tuple[int, int]]]:
+def _layout(rng: np.random.Generator, site: _Site) -> tuple[list[tuple[str, _Blob]], list[tuple[int, int]]]:
     """Draw how many lesions there are, how large, where, and which of them touch."""
     count = int(rng.integers(4, 10))
     low, high = DIAMETER_MM
@@ -243,9 +239,7 @@ def add_lesions(
     return best[1], best[2]
 
 
-def _draw(
-    rng: np.random.Generator, site: _Site, torso: Torso, hu: Array, noise_sd: float
-) -> tuple[Lesion, ...]:
+def _draw(rng: np.random.Generator, site: _Site, torso: Torso, hu: Array, noise_sd: float) -> tuple[Lesion, ...]:
     """Lay out and paint one set of lesions into ``hu``."""
     blobs, pairs = _layout(rng, site)
     hypo = rng.uniform(0.7, 0.95)  # most lesions of a patient behave alike

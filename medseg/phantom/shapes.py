@@ -50,9 +50,7 @@ class Frame:
     def crop(self, window: Window) -> "Frame":
         """Return the frame of one window."""
         z, y, x = (axis[part] for axis, part in zip(self.axes, window, strict=True))
-        return Frame(
-            x=self.x[window], y=self.y[window], z=self.z[window], axes=(z, y, x), margin_mm=self.margin_mm
-        )
+        return Frame(x=self.x[window], y=self.y[window], z=self.z[window], axes=(z, y, x), margin_mm=self.margin_mm)
 
 
 def smooth_field(rng: np.random.Generator, axes: tuple[Array, ...], wavelength_mm: float) -> Array:
@@ -77,13 +75,9 @@ def smooth_field(rng: np.random.Generator, axes: tuple[Array, ...], wavelength_m
     return np.ascontiguousarray(result)
 
 
-def make_frame(
-    rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
-) -> Frame:
+def make_frame(rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Frame:
     """Return a grid centred on the patient, tilted by a few degrees and smoothly deformed."""
-    axes = [
-        ((np.arange(n) - (n - 1) / 2) * step).astype(np.float32) for n, step in zip(shape, spacing_mm, strict=True)
-    ]
+    axes = [((np.arange(n) - (n - 1) / 2) * step).astype(np.float32) for n, step in zip(shape, spacing_mm, strict=True)]
     z0, y0, x0 = np.meshgrid(*axes, indexing="ij", sparse=True)
     ax, ay, az = np.radians(rng.normal(0, (1.5, 1.5, 2.5)).clip(-5, 5)).astype(np.float32)
     shift = rng.normal(0, (5, 4, 8)).clip(-12, 12).astype(np.float32)

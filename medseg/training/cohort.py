@@ -39,7 +39,10 @@ def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = sile
         facts.append(look_at(volume, instances, orientation))
         tables.append(instances.labels)
     labels = cohort.labels or common_labels(tables, "cohort")
-    return derive_plan(fingerprint(facts, labels), orientation=orientation).with_overrides(dict(settings))
+    spacing = settings.get("input.spacing_mm")
+    pixel = min(spacing) if isinstance(spacing, (list, tuple)) and spacing and min(spacing) > 0 else None
+    plan = derive_plan(fingerprint(facts, labels), orientation=orientation, pixel_mm=pixel)
+    return plan.with_overrides(dict(settings))
 
 
 def train_cohort(

@@ -66,7 +66,10 @@ class ModelPlan(_Section):
     backbone: Backbone = "resnet50"
     norm: Literal["group", "frozen_batch", "batch"] = "group"
     fpn_channels: int = Field(256, ge=8)
-    #: Anchor side (square root of area) in pixels, one tuple per pyramid level (strides 4, 8, 16, 32, 64).
+    #: Stride in pixels of the pyramid's finest level: 4 as published, 2 adds a level from the stem for objects of
+    #: a few pixels, at a third of the cost of sampling the image up by two.
+    finest_stride: Literal[2, 4] = 4
+    #: Anchor side (square root of area) in pixels, one tuple per pyramid level from the finest to stride 32 (or 64).
     anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))
     #: Height / width of anchors.
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -96,13 +99,21 @@ class ModelPlan(_Section):
             raise ValueError(
                 f"mask_size {self.mask_size}: expected mask_roi_size {self.mask_roi_size} times 1, 2, 4 or 8"
             )
-        if not 4 <= len(self.anchor_sizes) <= 5:
-            raise ValueError(f"anchor_sizes has {len(self.anchor_sizes)} levels, expected 4 or 5")
+        if len(self.anchor_sizes) - self.pooled_levels not in (0, 1):
+            raise ValueError(
+                f"anchor_sizes has {len(self.anchor_sizes)} levels, expected {self.pooled_levels} (strides "
+                f"{self.finest_stride} to 32) or one more (64)"
+            )
         if len({len(level) for level in self.anchor_sizes}) != 1 or any(s <= 0 for lv in self.anchor_sizes for s in lv):
             raise ValueError("anchor_sizes: expected the same number of positive sizes on every level")
         if self.mask_head == "class_agnostic" and self.mask_loss == "softmax":
             raise ValueError("mask_loss softmax compares classes; it needs mask_head class_specific")
         return self
+
+    @property
+    def pooled_levels(self) -> int:
+        """Pyramid levels from the finest stride to 32, from which ROIs are pooled."""
+        return 5 if self.finest_stride == 2 else 4
 
 
 class TrainingPlan(_Section):
