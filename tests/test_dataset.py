@@ -1,0 +1,201 @@
+"""Training samples: chosen by (seed, number) alone, boxes around masks, augmentation of both together."""
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+from network_fixtures import ellipse, simple_case, tiny_plan
+from torch.utils.data import DataLoader
+
+from medseg.data.cache import CachedCase, CachedObject, load_case, prepare_case
+from medseg.data.context import network_input
+from medseg.data.dataset import MIN_VISIBLE_PIXELS, Sample, SliceDataset
+from medseg.data.transforms import OVERSIZE, augment, build_augmentation
+from medseg.errors import InputError
+from medseg.labels import LabelTable
+from medseg.values.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
+    folder = tmp_path_factory.mktemp("cases")
+    for seed, shape in ((0, (14, 60, 68)), (1, (12, 70, 72))):
+        prepare_case(f"case{seed}", *simple_case(seed, shape), tiny_plan().input, folder)
+    return [load_case(folder, f"case{seed}") for seed in (0, 1)]
+
+
+def equal(a: Sample, b: Sample) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_sample_depends_on_seed_and_number_alone(cases: list[CachedCase]) -> None:
+    plan = tiny_plan()
+    one, other = SliceDataset(cases, plan, 12, seed=3), SliceDataset(cases, plan, 500, seed=3)
+    forwards = [one[i] for i in range(12)]
+    assert all(equal(other[i], forwards[i]) for i in reversed(range(12)))
+    assert not any(equal(SliceDataset(cases, plan, 12, seed=4)[i], forwards[i]) for i in range(12))
+    assert not equal(forwards[0], forwards[1])
+    assert len(one) == 12
+
+
+def test_workers_change_nothing(cases: list[CachedCase]) -> None:
+    dataset = SliceDataset(cases, tiny_plan(), 6, seed=3)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=list)
+    made = [sample for batch in loader for sample in batch]
+    assert len(made) == 6 and all(equal(sample, dataset[i]) for i, sample in enumerate(made))
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_boxes_enclose_their_masks(cases: list[CachedCase], augmented: bool) -> None:
+    dataset = SliceDataset(cases, tiny_plan({"training.augment": augmented}), 40, seed=0)
+    objects = 0
+    for i in range(40):
+        image, boxes, classes, masks = dataset[i]
+        assert image.shape == (1, 64, 64) and masks.shape == (len(boxes), 64, 64)
+        assert image.dtype == boxes.dtype == masks.dtype == torch.float32 and classes.dtype == torch.int64
+        assert masks.numel() == 0 or (masks.min() >= 0 and masks.max() <= 1 + 1e-6)
+        for box, mask in zip(boxes, masks.numpy() >= 0.5, strict=True):
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert mask.sum() >= MIN_VISIBLE_PIXELS
+        assert set(classes.tolist()) <= {1, 2}
+        objects += len(boxes)
+    assert objects > 40
+
+
+def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> None:
+    """Image, classes and masks are those of the case, cut at one place."""
+    plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 32]})
+    dataset = SliceDataset(cases, plan, 30, seed=1)
+    for i in range(30):
+        image, _, classes, masks = dataset[i]
+        matches = [
+            (case, z, r, c)
+            for case in cases
+            for z in range(case.array.shape[0])
+            for r, c in windows_with(network_input(case.array, z, 5.0, plan.input), image.numpy())
+        ]
+        assert len(matches) == 1
+        case, z, r, c = matches[0]
+        expected = []
+        for item in case.objects:
+            whole = np.zeros(case.array.shape, bool)
+            window = tuple(slice(o, o + n) for o, n in zip(item.offset, item.mask.shape, strict=True))
+            whole[window] = item.mask
+            part = whole[z, r : r + 32, c : c + 32]
+            if part.sum() >= MIN_VISIBLE_PIXELS:
+                expected.append((item.label, part))
+        assert classes.tolist() == [label for label, _ in expected]  # ids 1, 2 are classes 1, 2
+        for mask, (_, part) in zip(masks.numpy(), expected, strict=True):
+            np.testing.assert_array_equal(mask, part)
+
+
+def windows_with(image: np.ndarray, crop: np.ndarray) -> list[tuple[int, int]]:
+    """Return the (row, column) at which a crop lies in an image."""
+    view = np.lib.stride_tricks.sliding_window_view(image[0], crop.shape[1:])
+    same = (view[:, :, 0] == crop[0, 0]).all(axis=2)
+    return [(r, c) for r, c in np.argwhere(same) if (view[r, c] == crop[0]).all()]
+
+
+def test_slices_smaller_than_the_crop_are_padded_with_their_edge() -> None:
+    array = np.arange(3 * 10 * 12, dtype=np.int16).reshape(3, 10, 12)
+    item = CachedObject(label=1, mask=np.ones((3, 4, 5), bool), offset=(0, 3, 2))
+    case = CachedCase(name="small", array=array, slice_spacing_mm=5.0, objects=(item,))
+    plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 64]}, LabelTable.from_names(["organ"]))
+    image, boxes, _, masks = SliceDataset([case], plan, 5, seed=0)[0]
+    top, left = (32 - 10) // 2, (64 - 12) // 2
+    inside = image[0, top : top + 10, left : left + 12]
+    assert any(np.array_equal(inside, network_input(array, z, 5.0, plan.input)[0]) for z in range(3))
+    np.testing.assert_array_equal(image, np.pad(inside[None], ((0, 0), (top, 22 - top), (left, 52 - left)), "edge"))
+    assert boxes.tolist() == [[left + 2, top + 3, left + 7, top + 7]] and masks.sum() == 20
+
+
+def test_slices_without_objects_are_samples_too(cases: list[CachedCase]) -> None:
+    dataset = SliceDataset(cases, tiny_plan({"training.object_fraction": 0.0}), 60, seed=0)
+    empty = [sample for sample in (dataset[i] for i in range(60)) if not len(sample.boxes)]
+    assert 5 < len(empty) < 55  # the first and last slices hold nothing
+    sample = empty[0]
+    assert sample.boxes.shape == (0, 4) and sample.masks.shape == (0, 64, 64) and sample.classes.shape == (0,)
+
+
+def test_classes_are_drawn_as_the_plan_balances_them(cases: list[CachedCase]) -> None:
+    one_to_three = tuple(CachedObject(label=2, mask=o.mask, offset=o.offset) for o in cases[0].objects)
+    case = CachedCase(
+        name="a", array=cases[0].array, slice_spacing_mm=5.0, objects=(*cases[0].objects[:1], *one_to_three)
+    )
+    for balance, expected in ((0.0, 0.25), (1.0, 0.5), (0.5, 1 / (1 + 3**0.5))):
+        dataset = SliceDataset([case], tiny_plan({"training.class_balance": balance}), 1, seed=0)
+        np.testing.assert_allclose(dataset.label_chance, [expected, 1 - expected])
+
+
+def test_a_label_without_objects_is_refused(cases: list[CachedCase]) -> None:
+    labels = LabelTable.from_names(["organ", "lesion", "spleen"])
+    with pytest.raises(InputError, match=r"labels \['spleen'\] occur in no training case"):
+        SliceDataset(cases, tiny_plan(labels=labels), 1, seed=0)
+
+
+# -- augmentation ---------------------------------------------------------------------------------------------
+
+
+def shape_and_plan() -> tuple[np.ndarray, Plan]:
+    plan = tiny_plan({"training.flip_columns": True})
+    size = tuple(int(n * OVERSIZE) for n in plan.training.crop_size)
+    blob = ellipse(size, (43.3, 35.1), (9.2, 17.7)) | ellipse(size, (30.0, 52.0), (12.0, 5.0))
+    return blob.astype(np.float32)[None], plan
+
+
+def test_image_and_masks_move_together() -> None:
+    """An image that equals its mask still does after every change of geometry."""
+    mask, plan = shape_and_plan()
+    geometry = Compose(build_augmentation(plan.training).transforms[:2])
+    moved = set()
+    for seed in range(8):
+        image, masks = augment(geometry, mask.copy(), mask.copy(), seed)
+        assert image.shape == masks.shape == (1, 64, 64)
+        torch.testing.assert_close(image, masks, atol=1e-5, rtol=0)
+        moved.add(round(float((masks * torch.arange(64.0)).sum()), 3))
+    assert len(moved) == 8
+
+
+def test_the_whole_chain_keeps_an_object_under_its_mask() -> None:
+    mask, plan = shape_and_plan()
+    chain = build_augmentation(plan.training)
+    for seed in range(20):
+        image, masks = augment(chain, mask * 2 - 1, mask.copy(), seed)
+        low, high = float(image.quantile(0.02)), float(image.quantile(0.98))
+        seen, marked = image[0] > (low + high) / 2, masks[0] >= 0.5
+        assert float((seen & marked).sum() / (seen | marked).sum()) > 0.8, seed
+
+
+def test_augmentation_is_a_function_of_its_seed() -> None:
+    mask, plan = shape_and_plan()
+    first, second = build_augmentation(plan.training), build_augmentation(plan.training)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    a = augment(first, mask, mask, 2**32 + 5)
+    augment(second, mask, mask, 77)  # what was drawn before does not matter
+    b = augment(second, mask, mask, 5)
+    assert all(torch.equal(x, y) and type(x) is torch.Tensor for x, y in zip(a, b, strict=True))
+
+
+def test_an_empty_slice_is_augmented_to_an_empty_slice() -> None:
+    mask, plan = shape_and_plan()
+    image, masks = augment(build_augmentation(plan.training), mask, mask[:0], 3)
+    assert image.shape == (1, 64, 64) and masks.shape == (0, 64, 64)
+
+
+def test_nothing_is_mirrored_unless_the_plan_says_so() -> None:
+    """A mirrored patient has the liver on the left: the bright half stays on its side."""
+    plan = tiny_plan()
+    half = np.zeros((1, 80, 80), np.float32)
+    half[:, :, 50:] = 1
+    sides = []
+    for allowed in (False, True):
+        chain = build_augmentation(plan.training.model_copy(update={"flip_columns": allowed}))
+        sides.append(
+            {
+                bool(m[..., -12:].mean() > m[..., :12].mean())
+                for _, m in (augment(chain, half, half, s) for s in range(12))
+            }
+        )
+    assert sides == [{True}, {True, False}]
