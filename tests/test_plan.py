@@ -73,7 +73,7 @@ def test_it_is_frozen(plan: Plan) -> None:
         ("input.windows", [], "low < high"),
         ("model.mask_size", 42, "mask_size 42: expected mask_roi_size 14 times"),
         ("model.mask_size", 7, "expected mask_roi_size"),
-        ("model.anchor_sizes", [[8], [16], [32]], "expected 4 or 5"),
+        ("model.anchor_sizes", [[8], [16], [32]], "has 3 levels, expected 4"),
         ("model.anchor_sizes", [[8], [16, 20], [32], [64]], "same number of positive sizes"),
         ("model.anchor_sizes", [[-8], [16], [32], [64]], "same number of positive sizes"),
         ("training.steps", 0, "greater than or equal to 1"),

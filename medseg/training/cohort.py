@@ -15,10 +15,9 @@ from medseg.data.planning import derive_plan
 from medseg.errors import ConfigError, InputError
 from medseg.inference.provenance import environment
 from medseg.io.atomic import write_json
-from medseg.labels import LabelTable
 from medseg.progress import Track, silent
 from medseg.training.loop import TrainingResult, train
-from medseg.values.plan import InputPlan, Plan
+from medseg.values.plan import Plan, check_fields
 
 
 def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
@@ -40,7 +39,8 @@ def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = sile
         tables.append(instances.labels)
     labels = cohort.labels or common_labels(tables, "cohort")
     spacing = settings.get("input.spacing_mm")
-    pixel = min(spacing) if isinstance(spacing, (list, tuple)) and spacing and min(spacing) > 0 else None
+    sound = isinstance(spacing, (list, tuple)) and all(isinstance(s, (int, float)) and s > 0 for s in spacing)
+    pixel = min(spacing) if spacing and sound else None  # with_overrides tells what is wrong with another
     plan = derive_plan(fingerprint(facts, labels), orientation=orientation, pixel_mm=pixel)
     return plan.with_overrides(dict(settings))
 
@@ -73,8 +73,7 @@ def train_cohort(
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it")
-    # Tells a setting that does not exist before a large cohort is read.
-    Plan(labels=LabelTable(()), input=InputPlan(spacing_mm=(1.0, 1.0))).with_overrides(dict(settings or {}))
+    check_fields(settings or {})
     cohort = find_cohort(path)
     if len(cohort.rows) == 1 and not single_case:
         raise InputError(

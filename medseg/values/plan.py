@@ -5,6 +5,7 @@ returns a changed copy. ``reasons`` says, for the fields that were derived from 
 their value.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -210,13 +211,8 @@ class Plan(_Section):
         """
         data = self.model_dump(mode="json")
         for key, value in settings.items():
-            *path, last = key.split(".")
-            node: Any = data
-            for part in path:
-                node = node.get(part) if isinstance(node, dict) else None
-            if not isinstance(node, dict) or last not in node:
-                raise ConfigError(f"setting {key!r} is unknown; the fields are those of plan.yaml, as section.field")
-            node[last] = value
+            section, field = _place_of(data, key)
+            section[field] = value
             # why the plan had another value is no reason for this one
             data["reasons"] = {k: why for k, why in data["reasons"].items() if not f"{k}.".startswith(f"{key}.")}
         return parse_plan(data, "settings")
@@ -235,6 +231,23 @@ class Plan(_Section):
                 lines.append(f"  # {' '.join(reason.split())}")
             lines.append(line)
         return "\n".join(lines) + "\n"
+
+
+def _place_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    *path, field = key.split(".")
+    section: Any = data
+    for part in path:
+        section = section.get(part) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or field not in section:
+        raise ConfigError(f"setting {key!r} is unknown; the fields are those of plan.yaml, as section.field")
+    return section, field
+
+
+def check_fields(keys: Iterable[str]) -> None:
+    """Refuse (ConfigError) keys that no plan has, before time is spent on making one."""
+    data = Plan(labels=LabelTable(()), input=InputPlan(spacing_mm=(1.0, 1.0))).model_dump(mode="json")
+    for key in keys:
+        _place_of(data, key)
 
 
 def parse_plan(data: Any, source: str) -> Plan:
