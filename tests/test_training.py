@@ -1,0 +1,226 @@
+"""Training: bit-exact under a seed, usable when interrupted, nothing half-written."""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from network_fixtures import LABELS, TINY, simple_case, tiny_plan
+from safetensors.torch import load_file
+
+import medseg.training.loop as loop
+from medseg.data.cache import CachedCase, load_case, prepare_case
+from medseg.errors import ConfigError, GeometryError, InputError, ModelError
+from medseg.inference.run import load_run
+from medseg.io import write_instances, write_volume
+from medseg.io.atomic import write_json
+from medseg.training.checkpoint import save_weights
+from medseg.training.cohort import train_cohort
+from medseg.training.loop import LOSSES, train
+from medseg.values.geometry import make_volume
+
+CPU = torch.device("cpu")
+SMALL = {"training.crop_size": [32, 32], "model.fpn_channels": 16, "training.steps": 3}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
+    folder = tmp_path_factory.mktemp("cases")
+    for seed in range(2):
+        prepare_case(f"case{seed}", *simple_case(seed), tiny_plan().input, folder)
+    return [load_case(folder, f"case{seed}") for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of two cases on disk."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rows = ["image,label,patient"]
+    for seed in range(2):
+        volume, truth = simple_case(seed)
+        write_volume(folder / f"img_{seed}.nii.gz", volume)
+        write_instances(folder / f"lab_{seed}.seg.nrrd", truth)
+        rows.append(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd,p{seed}")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    write_json(folder / "labels.json", LABELS.to_dict())
+    return folder
+
+
+def interrupting(step: int):  # type: ignore[no-untyped-def]
+    """Return a `Track` that behaves as if Ctrl-C came after some training steps."""
+
+    def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
+        for number, item in enumerate(items):
+            if description == "training" and number == step:
+                raise KeyboardInterrupt
+            yield item
+
+    return track
+
+
+def test_two_runs_under_one_seed_are_equal_to_the_bit(cases: list[CachedCase], tmp_path: Path) -> None:
+    """20 steps, augmentation and two workers on, two runs at one thread count; another seed gives other weights."""
+    settings = {**SMALL, "training.steps": 20, "training.workers": 2, "training.augment": True}
+    runs = {}
+    for name, seed, steps in (("a", 7, 20), ("b", 7, 20), ("c", 8, 1)):
+        torch.manual_seed(len(name) + steps)  # what was drawn before does not matter
+        plan = tiny_plan({**settings, "training.seed": seed, "training.steps": steps})
+        assert train(cases, plan, tmp_path / name, CPU).steps == steps
+        runs[name] = load_file(tmp_path / name / "model.safetensors")
+    assert all(torch.equal(value, runs["b"][name]) for name, value in runs["a"].items())
+    assert not torch.equal(runs["a"]["backbone.body.conv1.weight"], runs["c"]["backbone.body.conv1.weight"])
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
+
+
+def test_metrics_tell_every_step(cases: list[CachedCase], tmp_path: Path) -> None:
+    plan = tiny_plan({**SMALL, "training.steps": 10, "training.warmup_fraction": 0.2, "training.learning_rate": 0.001})
+    result = train(cases, plan, tmp_path, CPU)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "learning_rate", "loss", *LOSSES]
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    rates = [0.0005, 0.001, *(0.0005 * (1 + math.cos(math.pi * i / 8)) for i in range(8))]
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], rates, rtol=1e-5)
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in LOSSES), rel=1e-4)
+    assert (result.steps, result.interrupted) == (10, False)
+    assert result.loss == pytest.approx(float(rows[-1]["loss"]), rel=1e-4)
+
+
+def test_an_interrupted_run_leaves_a_model(cases: list[CachedCase], tmp_path: Path) -> None:
+    plan = tiny_plan({**SMALL, "training.steps": 10, "training.workers": 1})
+    result = train(cases, plan, tmp_path, CPU, interrupting(2))
+    assert (result.steps, result.interrupted) == (2, True) and math.isfinite(result.loss)
+    loaded, model = load_run(tmp_path, CPU)
+    assert loaded == plan and not model.training
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "model.safetensors", "plan.yaml"]
+
+
+def test_weights_are_saved_on_the_way(cases: list[CachedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", 2)
+    saved: list[int] = []
+    keep = loop.save_weights
+    monkeypatch.setattr(loop, "save_weights", lambda run, weights: (saved.append(1), keep(run, weights))[1])
+    train(cases, tiny_plan({**SMALL, "training.steps": 3}), tmp_path, CPU)
+    assert len(saved) == 2  # after step 2 and at the end
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(cases: list[CachedCase], tmp_path: Path) -> None:
+    array = np.asarray(cases[0].array, np.float32).copy()
+    array[...] = np.nan
+    broken = CachedCase(name="nan", array=array, slice_spacing_mm=5.0, objects=cases[0].objects)
+    with pytest.raises(ModelError, match=r"step 1: the loss is nan .*lower training.learning_rate"):
+        train([broken], tiny_plan({**SMALL, "training.augment": False}), tmp_path, CPU)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_average_is_what_is_saved(cases: list[CachedCase], tmp_path: Path) -> None:
+    """After one step the average is 2 / 11 the start and the rest the trained weights."""
+    plan = tiny_plan({**SMALL, "training.steps": 1})
+    torch.manual_seed(plan.training.seed)
+    start = loop.build_mask_rcnn(plan).state_dict()
+    average = loop._Average(loop.build_mask_rcnn(plan), 0.998)
+    average.values = {name: value.clone() for name, value in start.items()}
+    trained = loop.build_mask_rcnn(plan)
+    average.update(trained)
+    for name, value in trained.state_dict().items():
+        expected = (2 * start[name] + 9 * value) / 11 if value.is_floating_point() else value
+        torch.testing.assert_close(average.weights()[name], expected)
+    shorter = loop._Average(trained, 0.1)
+    shorter.updates = 100
+    shorter.values = {name: value.clone() for name, value in start.items()}
+    shorter.update(trained)
+    name = "backbone.body.conv1.weight"
+    torch.testing.assert_close(shorter.weights()[name], 0.1 * start[name] + 0.9 * trained.state_dict()[name])
+
+
+def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be written"):
+        save_weights(tmp_path / "file", {"a": torch.zeros(3)})
+
+
+# -- cohorts --------------------------------------------------------------------------------------------------
+
+SETTINGS = {**TINY, **SMALL, "model.anchor_sizes": [[8.0], [14.0], [24.0], [40.0]], "model.finest_stride": 4}
+
+
+def test_a_cohort_becomes_a_run(folder: Path, tmp_path: Path) -> None:
+    plans = []
+    result = train_cohort(folder, tmp_path / "run", CPU, settings=SETTINGS, on_plan=plans.append)
+    assert result.steps == 3 and len(plans) == 1
+    names = sorted(p.name for p in (tmp_path / "run").iterdir())  # the prepared cases are gone
+    assert names == ["metrics.csv", "model.safetensors", "plan.yaml", "run.json"]
+    loaded, _ = load_run(tmp_path / "run", CPU)
+    assert loaded == plans[0] and loaded.labels == LABELS and loaded.model.fpn_channels == 16
+    with pytest.raises(ConfigError, match="run: exists and is not an empty folder; name a new one"):
+        train_cohort(folder, tmp_path / "run", CPU, settings=SETTINGS)
+
+
+def test_a_folder_of_the_user_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "mine").touch()
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        train_cohort(folder, tmp_path, CPU, settings=SETTINGS)
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        train_cohort(folder, tmp_path / "cache" / "mine", CPU, settings=SETTINGS)
+    assert (tmp_path / "cache" / "mine").exists()
+    with pytest.raises(InputError, match="cannot be written"):
+        train_cohort(folder, tmp_path / "cache" / "mine" / "run", CPU, settings=SETTINGS)
+
+
+def test_an_interrupted_cohort_says_so(folder: Path, tmp_path: Path) -> None:
+    import json
+
+    result = train_cohort(folder, tmp_path / "run", CPU, settings=SETTINGS, track=interrupting(1))
+    assert result.interrupted
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["interrupted"] is True
+    load_run(tmp_path / "run", CPU)
+
+
+def test_nothing_is_written_when_a_case_is_broken(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "cohort"
+    broken.mkdir()
+    for file in folder.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    volume, _ = simple_case(1)
+    affine = volume.affine.copy()
+    affine[2, 3] += 30
+    write_volume(broken / "img_1.nii.gz", make_volume(volume.array, affine, "moved"))
+    with pytest.raises(GeometryError, match="case img_1: image and label are in different places"):
+        train_cohort(broken, tmp_path / "run", CPU, settings=SETTINGS)
+    (broken / "img_1.nii.gz").write_bytes((folder / "img_1.nii.gz").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"img_1\.nii\.gz"):
+        train_cohort(broken, tmp_path / "run", CPU, settings=SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_case_needs_to_be_allowed(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "cohort.csv").read_text().splitlines()[:2]
+    one = tmp_path / "one.csv"
+    one.write_text("\n".join([lines[0], f"{folder}/img_0.nii.gz,{folder}/lab_0.seg.nrrd,p0"]) + "\n")
+    with pytest.raises(InputError, match=r"the cohort has one case, expected at least two; .*--single-case"):
+        train_cohort(one, tmp_path / "run", CPU, settings=SETTINGS)
+    assert not (tmp_path / "run").exists()
+    settings = {**SETTINGS, "training.steps": 1}
+    assert train_cohort(one, tmp_path / "run", CPU, settings=settings, single_case=True).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model.backbon": "resnet18"}, "setting 'model.backbon' is unknown"),
+        ({"model.backbone": "vgg"}, "settings: model.backbone"),
+        ({"input.spacing_mm": ["a", "b"]}, "settings: input.spacing_mm"),
+        ({"input.spacing_mm": 2}, "settings: input.spacing_mm"),
+        ({"input.orientation": "XYZ"}, "orientation 'XYZ'"),
+    ],
+)
+def test_bad_settings_are_refused(folder: Path, tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_cohort(folder, tmp_path / "run", CPU, settings=settings)
+    assert not (tmp_path / "run").exists()
