@@ -1,0 +1,48 @@
+"""Execute notebooks; as a script, do so in place: ``python tests/notebook_runner.py`` renews the saved outputs."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
+#: Seconds that one cell may take.
+CELL_SECONDS = 240
+
+
+def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
+    """Return a notebook as it is after all its cells ran in ``folder`` with this Python.
+
+    Nothing is kept that changes from run to run (times, versions): a saved notebook changes with its results only.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed; the message holds the cell and its traceback.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(folder)}}, record_timing=False
+    )
+    kernel = client.create_kernel_manager()
+    # A kernel that is installed as "python3" may belong to another environment.
+    kernel.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    # The kernel runs elsewhere and shall import the medseg of this checkout.
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    client.execute(env={**os.environ, "PYTHONPATH": paths})
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook
+
+
+def main() -> None:
+    """Execute every notebook of the repository and save it with its outputs."""
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = execute(path, Path(folder))
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    main()
