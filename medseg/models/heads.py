@@ -145,7 +145,7 @@ class RoiHeads(nn.Module):
                 if len(b)
             ]
         )
-        logits = self._masks(features, boxes).float()
+        logits = self._masks(features, boxes)
         if self.softmax:
             # Classes compete per cell: background is everything that is not the box's own object.
             chance = F.log_softmax(logits, dim=1)
@@ -165,15 +165,15 @@ class RoiHeads(nn.Module):
             size: (H, W) of the input.
         """
         logits, deltas = self._boxes(features, proposals)
-        scores = F.softmax(logits.float(), dim=1)
+        scores = F.softmax(logits, dim=1)
         counts = [len(p) for p in proposals]
         kept = []
-        for score, delta, boxes in zip(scores.split(counts), deltas.float().split(counts), proposals, strict=True):
+        for score, delta, boxes in zip(scores.split(counts), deltas.split(counts), proposals, strict=True):
             kept.append(self._select(score, delta, boxes, size))
         if not sum(len(boxes) for boxes, _, _ in kept):
             empty = features[0].new_zeros((0, self.mask_size, self.mask_size), dtype=torch.float32)
             return [Result(*k, empty) for k in kept]
-        mask_logits = self._masks(features, [boxes for boxes, _, _ in kept]).float()
+        mask_logits = self._masks(features, [boxes for boxes, _, _ in kept])
         classes = torch.cat([c for _, _, c in kept])
         own = torch.arange(len(classes), device=classes.device)
         if self.softmax:
@@ -200,8 +200,8 @@ class RoiHeads(nn.Module):
 
     def _boxes(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes)))
-        return logits, deltas
+        return logits.float(), deltas.float()
 
     def _masks(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
         masks: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes)))
-        return masks
+        return masks.float()

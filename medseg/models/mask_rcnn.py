@@ -7,12 +7,11 @@ pixel coordinates, pixel i covers [i, i + 1).
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from medseg.errors import ModelError
-from medseg.models.anchors import build_anchors
 from medseg.models.backbones import build_backbone
 from medseg.models.heads import Result, RoiHeads, Target
+from medseg.models.proposals import build_proposals
 from medseg.values.plan import Plan
 
 
@@ -21,22 +20,10 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, plan: Plan):
         super().__init__()
-        model, training, inference = plan.model, plan.training, plan.inference
         self.channels = plan.input.channels
-        self.backbone = build_backbone(model, self.channels)
-        anchors = build_anchors(model)
-        self.rpn = RegionProposalNetwork(
-            anchors,
-            RPNHead(model.fpn_channels, anchors.num_anchors_per_location()[0]),
-            fg_iou_thresh=training.rpn_positive_iou,
-            bg_iou_thresh=training.rpn_negative_iou,
-            batch_size_per_image=training.rpn_samples,
-            positive_fraction=training.rpn_positive_fraction,
-            pre_nms_top_n={"training": model.proposals_before_nms, "testing": model.proposals_before_nms},
-            post_nms_top_n={"training": training.proposals, "testing": inference.proposals},
-            nms_thresh=model.rpn_nms_iou,
-        )
-        self.rpn_box_weight = training.rpn_box_weight
+        self.backbone = build_backbone(plan.model, self.channels)
+        self.rpn = build_proposals(plan)
+        self.rpn_box_weight = plan.training.rpn_box_weight
         self.roi_heads = RoiHeads(plan)
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:

@@ -134,9 +134,11 @@ class TrainingPlan(_Section):
     rpn_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_negative_iou: float = Field(0.3, gt=0, le=1)
     box_positive_iou: float = Field(0.5, gt=0, le=1)
+    #: ``focal``: every anchor counts; ``sampled``: rpn_samples anchors a slice, as published.
+    rpn_loss: Literal["focal", "sampled"] = "focal"
     rpn_samples: int = Field(128, ge=2)
-    #: Factor of the proposals' box loss (torchvision divides it by all sampled anchors, so it starts small).
-    rpn_box_weight: float = Field(2.0, gt=0)
+    #: Factor of the proposals' box loss.
+    rpn_box_weight: float = Field(1.0, gt=0)
     #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
     #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
     jittered_boxes: int = Field(4, ge=0)
@@ -149,6 +151,8 @@ class TrainingPlan(_Section):
     object_fraction: float = Field(0.85, ge=0, le=1)
     #: 0: every object of the cohort is drawn alike; 1: every class is, however many objects it has.
     class_balance: float = Field(0.5, ge=0, le=1)
+    #: ``auto``: bfloat16 for convolutions where the device computes in it, else float32.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     workers: int = Field(2, ge=0)
     augment: bool = True
     #: Mirroring is off by default: a mirrored patient has the liver on the left.

@@ -1,0 +1,67 @@
+"""Region proposals: torchvision's network with losses that small objects need."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import sigmoid_focal_loss
+
+from medseg.models.anchors import build_anchors
+from medseg.values.plan import Plan
+
+#: Focal loss (Lin et al. 2017, "Focal loss for dense object detection"): weight of positives, focusing exponent.
+FOCAL_ALPHA, FOCAL_GAMMA = 0.5, 2.0
+
+
+class DenseProposals(RegionProposalNetwork):
+    """Region proposal network whose objectness loss sees every anchor.
+
+    The published loss samples some hundred anchors a slice. Where an object covers a few of fifty thousand
+    anchors, the look-alikes that it must be told from are hardly ever drawn; the focal loss weighs every
+    anchor by how wrong it is. Both losses are divided by the number of positive anchors.
+    """
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return objectness and box loss; labels are 1 (object), 0 (background), -1 (neither)."""
+        wanted = torch.cat(labels)
+        positive = torch.nonzero(wanted > 0)[:, 0]
+        counted = torch.nonzero(wanted >= 0)[:, 0]
+        share = 1.0 / max(len(positive), 1)
+        focal = sigmoid_focal_loss(
+            objectness.flatten()[counted], wanted[counted], FOCAL_ALPHA, FOCAL_GAMMA, reduction="sum"
+        )
+        boxes = F.smooth_l1_loss(
+            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=1 / 9, reduction="sum"
+        )
+        return focal * share, boxes * share
+
+
+class _Head(RPNHead):
+    """Gives float32 whatever the precision: eight bits of a bfloat16 are half a pixel at the far end of a slice."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+def build_proposals(plan: Plan) -> RegionProposalNetwork:
+    """Return the region proposal network of a plan, parameters named as in torchvision."""
+    model, training = plan.model, plan.training
+    anchors = build_anchors(model)
+    kind = DenseProposals if training.rpn_loss == "focal" else RegionProposalNetwork
+    head = _Head(model.fpn_channels, anchors.num_anchors_per_location()[0])
+    if training.rpn_loss == "focal":
+        torch.nn.init.constant_(head.cls_logits.bias, -4.0)  # almost everything is background
+    return kind(
+        anchors,
+        head,
+        fg_iou_thresh=training.rpn_positive_iou,
+        bg_iou_thresh=training.rpn_negative_iou,
+        batch_size_per_image=training.rpn_samples,
+        positive_fraction=training.rpn_positive_fraction,
+        pre_nms_top_n={"training": model.proposals_before_nms, "testing": model.proposals_before_nms},
+        post_nms_top_n={"training": training.proposals, "testing": plan.inference.proposals},
+        nms_thresh=model.rpn_nms_iou,
+    )
