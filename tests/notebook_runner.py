@@ -31,7 +31,8 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     kernel.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     # The kernel runs elsewhere and shall import the medseg of this checkout.
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    client.execute(env={**os.environ, "PYTHONPATH": paths})
+    # One thread: results on a CPU are bit-exact at one thread count only, and the other tests need their core.
+    client.execute(env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
     notebook.metadata.language_info = {"name": "python"}
     return notebook
 
