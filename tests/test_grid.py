@@ -34,6 +34,16 @@ def test_the_array_does_not_depend_on_how_a_study_is_stored(stored: AxisMap, int
     np.testing.assert_allclose(grid.geometry.affine, expected.geometry.affine, atol=1e-4)
 
 
+def test_rounding_in_a_float32_affine_does_not_change_the_size() -> None:
+    """10 pixels of 0.7 mm are 3.5 of 2 mm; 0.7 in float32 is a little less, and would give 3 and not 4."""
+    affine = np.eye(4)
+    affine[:3, :3] = HPL * [3.0, 0.7, 0.7]
+    volume = make_volume(np.zeros((2, 10, 10), np.int16), affine, "exact")
+    rounded = make_volume(volume.array, affine.astype(np.float32).astype(np.float64), "float32")
+    shapes = [to_network_grid(v, InputPlan(spacing_mm=(2.0, 2.0))).array.shape for v in (volume, rounded)]
+    assert shapes == [(2, 4, 4)] * 2
+
+
 def test_an_oblique_grid_keeps_its_voxels(oblique_geometry: VolumeGeometry, rng: np.random.Generator) -> None:
     array = rng.integers(-200, 900, (5, 7, 11)).astype(np.int16)
     volume = Volume(array, oblique_geometry.affine, "PATIENT")

@@ -34,8 +34,8 @@ CPU = torch.device("cpu")
 SETTINGS = {
     "input.air_threshold": -300.0,
     "training.augment": False,
-    "training.steps": 70,
-    "training.batch_size": 4,
+    "training.steps": 60,
+    "training.batch_size": 3,
     "training.learning_rate": 0.003,
     "training.ema_decay": 0.9,
     "training.box_positive_fraction": 0.5,
