@@ -100,7 +100,7 @@ def test_the_right_objects_are_found(prediction: Prediction, case: tuple[Volume,
             for i in found
             if i.label == instance.label
         ]
-        assert max(dice) > 0.7
+        assert max(dice) > 0.6  # 0.73 to 0.85 after 60 steps
     assert prediction.warnings == () and set(prediction.seconds) == {"grid", "network", "linking"}
 
 
