@@ -35,7 +35,6 @@ ORGANS = (
 SETTINGS = {
     "input.spacing_mm": [2.0, 2.0],
     "model.backbone": "resnet18",
-    "model.norm": "batch",
     "model.fpn_channels": 64,
     "model.box_head_channels": 256,
     "model.mask_head_channels": 64,

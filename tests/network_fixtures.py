@@ -16,7 +16,6 @@ LABELS = LabelTable.from_names(["organ", "lesion"], kinds={"lesion": "ids"})
 HPL = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], float)
 TINY: dict[str, Any] = {
     "model.backbone": "resnet18",
-    "model.norm": "batch",
     "model.fpn_channels": 32,
     "model.box_head_channels": 64,
     "model.mask_head_channels": 16,
@@ -32,7 +31,6 @@ TINY: dict[str, Any] = {
     "training.workers": 0,
     "training.proposals": 30,
     "training.box_samples": 16,
-    "training.rpn_samples": 32,
     "inference.proposals": 30,
     "inference.detections_per_slice": 10,
 }

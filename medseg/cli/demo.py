@@ -25,7 +25,6 @@ NOT_ORGANS = ("lesion", "necrosis")
 #: A network and a schedule for five minutes on two cores; everything else is decided from the cohort.
 SETTINGS: dict[str, Any] = {
     "input.spacing_mm": [2.0, 2.0],
-    "model.norm": "batch",
     "model.fpn_channels": 64,
     "model.box_head_channels": 256,
     "model.mask_head_channels": 32,

@@ -25,12 +25,17 @@ MIN_VISIBLE_PIXELS = 3.0
 
 
 class Sample(NamedTuple):
-    """One training slice: image [C, H, W] float32; boxes [G, 4]; classes [G] int64 in 1..K; masks [G, H, W] 0..1."""
+    """One training slice.
+
+    image [C, H, W] float32; boxes [G, 4] in pixels; classes [G] int64 in 1..K; masks [G, H, W] 0..1; seed of what
+    is drawn at random in its losses.
+    """
 
     image: Tensor
     boxes: Tensor
     classes: Tensor
     masks: Tensor
+    seed: int
 
 
 class _Place(NamedTuple):
@@ -112,7 +117,7 @@ class SliceDataset(Dataset[Sample]):
             pixels, shares = augment(self.augmentation, image, stack, seed)
         else:
             pixels, shares = torch.from_numpy(image), torch.from_numpy(stack)
-        return _targets(pixels, torch.tensor(classes, dtype=torch.int64), shares, stack.sum(axis=(1, 2)))
+        return _targets(pixels, torch.tensor(classes, dtype=torch.int64), shares, stack.sum(axis=(1, 2)), seed)
 
     @staticmethod
     def _objects(
@@ -152,7 +157,7 @@ def _window(
     return (parts[0], parts[1]), (padding[0], padding[1])
 
 
-def _targets(image: Tensor, classes: Tensor, masks: Tensor, before: NDArray[np.float32]) -> Sample:
+def _targets(image: Tensor, classes: Tensor, masks: Tensor, before: NDArray[np.float32], seed: int) -> Sample:
     """Box the objects that are still to be seen after cropping and augmentation."""
     solid = masks >= 0.5
     pixels = solid.sum(dim=(1, 2))
@@ -163,4 +168,4 @@ def _targets(image: Tensor, classes: Tensor, masks: Tensor, before: NDArray[np.f
         hit = solid.any(dim=axis)
         boxes[:, columns[0]] = hit.float().argmax(dim=1).float()
         boxes[:, columns[1]] = (hit.shape[1] - hit.flip(1).float().argmax(dim=1)).float()
-    return Sample(image, boxes, classes, masks)
+    return Sample(image, boxes, classes, masks, seed)

@@ -21,7 +21,6 @@ _BUILDERS: dict[str, Callable[..., resnet.ResNet]] = {
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "group": partial(nn.GroupNorm, 32),
     "frozen_batch": FrozenBatchNorm2d,
-    "batch": nn.BatchNorm2d,
 }
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
@@ -21,12 +21,14 @@ from medseg.values.plan import Plan
 class Target(NamedTuple):
     """The objects of one training slice.
 
-    boxes [G, 4] float32 in pixels with x1 < x2 and y1 < y2; classes [G] int64 in 1..K; masks [G, H, W] 0 or 1.
+    boxes [G, 4] float32 in pixels with x1 < x2 and y1 < y2; classes [G] int64 in 1..K; masks [G, H, W] 0 or 1;
+    seed: decides which proposals are drawn for the losses.
     """
 
     boxes: Tensor
     classes: Tensor
     masks: Tensor
+    seed: int = 0
 
 
 class Result(NamedTuple):
@@ -59,14 +61,26 @@ def _mask_predictor(channels: int, classes: int, doublings: int) -> nn.Sequentia
     return predictor
 
 
-def _jittered(boxes: Tensor, copies: int) -> Tensor:
-    """Return [copies * G, 4] boxes of about the same place and size, from torch's generator."""
+def _jittered(boxes: Tensor, copies: int, generator: torch.Generator) -> Tensor:
+    """Return [copies * G, 4] boxes of about the same place and size."""
     size = boxes[:, 2:] - boxes[:, :2]
     centre = boxes[:, :2] + size / 2
-    noise = torch.randn((copies, 2, len(boxes), 2), device=boxes.device, dtype=boxes.dtype)
+    noise = torch.randn((copies, 2, len(boxes), 2), generator=generator).to(boxes)
     centres = centre + 0.12 * size * noise[:, 0]
     halves = size * torch.exp(0.15 * noise[:, 1]) / 2
     return torch.cat([centres - halves, centres + halves], dim=2).reshape(-1, 4)
+
+
+def _draw(classes: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return up to ``number`` positions: at most ``share`` of them objects, the rest background."""
+    positive, negative = torch.nonzero(classes > 0)[:, 0], torch.nonzero(classes == 0)[:, 0]
+    positive = _some(positive, int(number * share), generator)
+    return torch.cat([positive, _some(negative, number - len(positive), generator)])
+
+
+def _some(found: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(len(found), generator=generator)[:number]
+    return found[order.to(found.device)]
 
 
 class RoiHeads(nn.Module):
@@ -91,7 +105,8 @@ class RoiHeads(nn.Module):
         )
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(training.box_positive_iou, training.box_positive_iou, allow_low_quality_matches=False)
-        self.sampler = BalancedPositiveNegativeSampler(training.box_samples, training.box_positive_fraction)
+        self.samples = training.box_samples
+        self.positive_share = training.box_positive_fraction
         self.jittered_boxes = training.jittered_boxes
         self.limits = plan.inference
 
@@ -117,26 +132,25 @@ class RoiHeads(nn.Module):
         }
 
     def _sample(self, proposals: list[Tensor], targets: list[Target]) -> list[_Samples]:
-        matched = []
-        for boxes, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([boxes, target.boxes, _jittered(target.boxes, self.jittered_boxes)])
-            if not len(target.boxes):
-                zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-                matched.append(_Samples(boxes, zeros, zeros))
-                continue
+        return [self._sample_one(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+
+    def _sample_one(self, proposals: Tensor, target: Target) -> _Samples:
+        generator = torch.Generator().manual_seed(target.seed)
+        boxes = torch.cat([proposals, target.boxes, _jittered(target.boxes, self.jittered_boxes, generator)])
+        if len(target.boxes):
             best = self.matcher(box_iou(target.boxes, boxes))
             objects = best.clamp(min=0)
-            matched.append(_Samples(boxes, torch.where(best >= 0, target.classes[objects], 0), objects))
-        positive, negative = self.sampler([m.classes for m in matched])
-        chosen = [torch.nonzero(p | n)[:, 0] for p, n in zip(positive, negative, strict=True)]
-        return [_Samples(*(field[c] for field in m)) for m, c in zip(matched, chosen, strict=True)]
+            classes = torch.where(best >= 0, target.classes[objects], 0)
+        else:
+            objects = classes = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        drawn = _draw(classes, self.samples, self.positive_share, generator)
+        return _Samples(boxes[drawn], classes[drawn], objects[drawn])
 
     def _mask_loss(self, features: list[Tensor], samples: list[_Samples], targets: list[Target]) -> Tensor:
         positive = [torch.nonzero(s.classes > 0)[:, 0] for s in samples]
         boxes = [s.boxes[p] for s, p in zip(samples, positive, strict=True)]
         if not sum(len(b) for b in boxes):
-            # Keeps the mask head in the graph, so that every parameter has a gradient in every step.
-            return sum((p.sum() for p in self.mask_predictor.parameters()), start=features[0].new_zeros(())) * 0.0
+            return features[0].new_zeros(())
         classes = torch.cat([s.classes[p] for s, p in zip(samples, positive, strict=True)])
         wanted = torch.cat(
             [

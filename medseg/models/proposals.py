@@ -14,11 +14,11 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.5, 2.0
 
 
 class DenseProposals(RegionProposalNetwork):
-    """Region proposal network whose objectness loss sees every anchor.
+    """Region proposal network (Ren et al. 2015) whose objectness loss sees every anchor.
 
     The published loss samples some hundred anchors a slice. Where an object covers a few of fifty thousand
     anchors, the look-alikes that it must be told from are hardly ever drawn; the focal loss weighs every
-    anchor by how wrong it is. Both losses are divided by the number of positive anchors.
+    anchor by how wrong it is. Both losses are divided by the number of positive anchors, and nothing is random.
     """
 
     def compute_loss(
@@ -50,17 +50,15 @@ def build_proposals(plan: Plan) -> RegionProposalNetwork:
     """Return the region proposal network of a plan, parameters named as in torchvision."""
     model, training = plan.model, plan.training
     anchors = build_anchors(model)
-    kind = DenseProposals if training.rpn_loss == "focal" else RegionProposalNetwork
     head = _Head(model.fpn_channels, anchors.num_anchors_per_location()[0])
-    if training.rpn_loss == "focal":
-        torch.nn.init.constant_(head.cls_logits.bias, -4.0)  # almost everything is background
-    return kind(
+    torch.nn.init.constant_(head.cls_logits.bias, -4.0)  # almost everything is background
+    return DenseProposals(
         anchors,
         head,
         fg_iou_thresh=training.rpn_positive_iou,
         bg_iou_thresh=training.rpn_negative_iou,
-        batch_size_per_image=training.rpn_samples,
-        positive_fraction=training.rpn_positive_fraction,
+        batch_size_per_image=1,  # of torchvision's sampler, which compute_loss does not use
+        positive_fraction=0.5,
         pre_nms_top_n={"training": model.proposals_before_nms, "testing": model.proposals_before_nms},
         post_nms_top_n={"training": training.proposals, "testing": plan.inference.proposals},
         nms_thresh=model.rpn_nms_iou,

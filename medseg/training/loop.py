@@ -1,7 +1,7 @@
 """The training loop: plain PyTorch, read from top to bottom.
 
 On a CPU a run is bit-exact under its seed at the same thread count: samples are a function of (seed,
-number), and everything else is drawn from torch's generator, which is seeded once at the start.
+number), so are the proposals drawn for their losses, and the weights start from the seed.
 """
 
 import csv
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medseg.data.cache import CachedCase
-from medseg.data.dataset import Sample, SliceDataset
+from medseg.data.dataset import SliceDataset
 from medseg.errors import ModelError
-from medseg.models.heads import Target
-from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
+from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.progress import Track, silent
 from medseg.training.checkpoint import save_plan, save_weights
+from medseg.training.step import Stepper
 from medseg.values.plan import Plan, TrainingPlan
 
 METRICS_FILE = "metrics.csv"
@@ -78,12 +78,12 @@ def train(
         worker_init_fn=_one_thread,
     )
     save_plan(run, plan)
-    half = uses_bfloat16(settings, device)
+    stepper = Stepper(model, optimizer, settings, device)
     step, loss, interrupted = 0, math.nan, False
     with _metrics(run / METRICS_FILE) as write:
         try:
             for batch in track(loader, "training", settings.steps):
-                losses = _step(model, batch, optimizer, settings.clip_norm, device, half)
+                losses = stepper.step(batch)
                 loss = sum(losses.values())
                 if not math.isfinite(loss):
                     raise ModelError(
@@ -98,37 +98,10 @@ def train(
                     save_weights(run, average.weights())
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            stepper.close()
     save_weights(run, average.weights())
     return TrainingResult(steps=step, interrupted=interrupted, loss=loss)
-
-
-def _step(
-    model: MaskRCNN,
-    batch: list[Sample],
-    optimizer: torch.optim.Optimizer,
-    clip_norm: float,
-    device: torch.device,
-    half: bool,
-) -> dict[str, float]:
-    images = torch.stack([s.image for s in batch]).to(device, non_blocking=True)
-    targets = [Target(s.boxes.to(device), s.classes.to(device), s.masks.to(device)) for s in batch]
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        losses = model.losses(images, targets)
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(losses.values())).sum().backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return {name: float(value.detach()) for name, value in losses.items()}
-
-
-def uses_bfloat16(settings: TrainingPlan, device: torch.device) -> bool:
-    """Tell whether convolutions run in bfloat16: as the plan says, or where the device has units for it."""
-    if settings.precision != "auto":
-        return settings.precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell: float32
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _learning_rate(step: int, settings: TrainingPlan) -> float:

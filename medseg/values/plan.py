@@ -65,7 +65,7 @@ class ModelPlan(_Section):
     """The network."""
 
     backbone: Backbone = "resnet50"
-    norm: Literal["group", "frozen_batch", "batch"] = "group"
+    norm: Literal["group", "frozen_batch"] = "group"
     fpn_channels: int = Field(256, ge=8)
     #: Stride in pixels of the pyramid's finest level: 4 as published, 2 adds a level from the stem for objects of
     #: a few pixels, at a third of the cost of sampling the image up by two.
@@ -134,17 +134,13 @@ class TrainingPlan(_Section):
     rpn_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_negative_iou: float = Field(0.3, gt=0, le=1)
     box_positive_iou: float = Field(0.5, gt=0, le=1)
-    #: ``focal``: every anchor counts; ``sampled``: rpn_samples anchors a slice, as published.
-    rpn_loss: Literal["focal", "sampled"] = "focal"
-    rpn_samples: int = Field(128, ge=2)
     #: Factor of the proposals' box loss.
     rpn_box_weight: float = Field(1.0, gt=0)
     #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
     #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
     jittered_boxes: int = Field(4, ge=0)
     box_samples: int = Field(64, ge=2)
-    #: Largest share of positives among the sampled anchors and among the sampled proposals.
-    rpn_positive_fraction: float = Field(0.5, gt=0, le=1)
+    #: Largest share of positives among the sampled proposals.
     box_positive_fraction: float = Field(0.25, gt=0, le=1)
     proposals: int = Field(400, ge=1)
     #: Share of samples drawn around an object; the rest are drawn anywhere.

@@ -1,0 +1,78 @@
+"""One step of training: the gradients of a batch, and what precision and threads they are computed with."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medseg.data.dataset import Sample
+from medseg.models.heads import Target
+from medseg.models.mask_rcnn import MaskRCNN
+from medseg.values.plan import TrainingPlan
+
+
+class _Gradients(NamedTuple):
+    """Losses of one group of samples and their gradients; None for a parameter that had no part."""
+
+    losses: dict[str, float]
+    gradients: tuple[Tensor | None, ...]
+
+
+class Stepper:
+    """Computes the gradients of a batch and makes one step.
+
+    On a GPU the batch is one group. On a CPU every sample is a group of its own, on a thread of its own:
+    convolutions of small slices gain nothing from several threads each, and a step is nearly twice as fast
+    on two cores. The groups' gradients are averaged in the order of the samples, so the sum is always the same.
+    """
+
+    def __init__(self, model: MaskRCNN, optimizer: torch.optim.Optimizer, settings: TrainingPlan, device: torch.device):
+        self.model = model
+        self.optimizer = optimizer
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.clip_norm = settings.clip_norm
+        self.device = device
+        self.half = uses_bfloat16(settings, device)
+        self.threads = torch.get_num_threads()
+        workers = min(self.threads, settings.batch_size) if device.type == "cpu" else 1
+        each = max(1, self.threads // workers)
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
+
+    def close(self) -> None:
+        """End the threads and give torch its own back."""
+        self.pool.shutdown()
+        torch.set_num_threads(self.threads)
+
+    def step(self, batch: list[Sample]) -> dict[str, float]:
+        """Change the weights once; return the mean losses."""
+        groups = [[sample] for sample in batch] if self.device.type == "cpu" else [batch]
+        parts = list(self.pool.map(self._gradients, groups))
+        for i, parameter in enumerate(self.parameters):
+            found = [part.gradients[i] for part in parts]
+            known = [g for g in found if g is not None]
+            parameter.grad = torch.stack(known).sum(dim=0) / len(parts) if known else torch.zeros_like(parameter)
+        nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        return {name: sum(part.losses[name] for part in parts) / len(parts) for name in parts[0].losses}
+
+    def _gradients(self, samples: list[Sample]) -> _Gradients:
+        images = torch.stack([s.image for s in samples]).to(self.device, non_blocking=True)
+        targets = [
+            Target(s.boxes.to(self.device), s.classes.to(self.device), s.masks.to(self.device), s.seed) for s in samples
+        ]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            losses = self.model.losses(images, targets)
+        total = torch.stack(list(losses.values())).sum()
+        gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+        return _Gradients({name: float(value.detach()) for name, value in losses.items()}, gradients)
+
+
+def uses_bfloat16(settings: TrainingPlan, device: torch.device) -> bool:
+    """Tell whether convolutions run in bfloat16: as the plan says, or where the device has units for it."""
+    if settings.precision != "auto":
+        return settings.precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch cannot tell: float32
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
