@@ -15,6 +15,7 @@ from network_fixtures import LABELS, TINY, simple_case
 from medseg.cli import main
 from medseg.io import read_instances, write_ct_series, write_instances, write_volume
 from medseg.io.atomic import write_json
+from medseg.training.step import Stepper
 from medseg.values.geometry import make_volume
 
 Run = Callable[..., tuple[int, str, str]]
@@ -121,12 +122,10 @@ def test_train_shows_its_plan_and_its_files(run: Run, cohort: Path, settings: li
 def test_an_interrupted_training_exits_with_130(
     run: Run, cohort: Path, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import medseg.training.loop as loop
-
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_step", interrupt)
+    monkeypatch.setattr(Stepper, "step", interrupt)
     code, out, err = run("train", cohort, "-o", tmp_path / "run", "--device", "cpu", *settings)
     assert code == 130 and "stopped after 0 steps; the model so far is saved" in err
     assert (tmp_path / "run" / "model.safetensors").exists() and not list((tmp_path / "run").glob(".*"))

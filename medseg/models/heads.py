@@ -124,9 +124,9 @@ class RoiHeads(nn.Module):
             ]
         )
         positive = torch.nonzero(classes > 0)[:, 0]
-        chosen = deltas.reshape(len(deltas), -1, 4)[positive, classes[positive]]
+        chosen = deltas.reshape(len(deltas), self.classes + 1, 4)[positive, classes[positive]]
         return {
-            "class": F.cross_entropy(logits, classes),
+            "class": F.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1),
             "box": F.smooth_l1_loss(chosen, wanted[positive], beta=1 / 9, reduction="sum") / max(len(classes), 1),
             "mask": self._mask_loss(features, samples, targets),
         }
@@ -201,7 +201,7 @@ class RoiHeads(nn.Module):
     def _select(
         self, scores: Tensor, deltas: Tensor, proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        boxes = self.coder.decode_single(deltas, proposals).reshape(len(proposals), -1, 4)[:, 1:]
+        boxes = self.coder.decode_single(deltas, proposals).reshape(len(proposals), self.classes + 1, 4)[:, 1:]
         boxes = clip_boxes_to_image(boxes.reshape(-1, 4), size).reshape(boxes.shape)
         row, column = torch.nonzero(scores[:, 1:] > self.limits.score_threshold, as_tuple=True)
         boxes, scores, classes = boxes[row, column], scores[row, column + 1], column + 1
