@@ -36,10 +36,12 @@ SETTINGS = {
     "training.augment": False,
     "training.steps": 60,
     "training.batch_size": 3,
-    "training.learning_rate": 0.003,
+    "training.learning_rate": 0.0015,
+    "training.jittered_boxes": 8,
     "training.ema_decay": 0.9,
     "training.box_positive_fraction": 0.5,
-    "training.box_samples": 32,
+    "training.box_samples": 64,
+    "linking.min_score": 0.5,
 }
 
 
@@ -100,7 +102,7 @@ def test_the_right_objects_are_found(prediction: Prediction, case: tuple[Volume,
             for i in found
             if i.label == instance.label
         ]
-        assert max(dice) > 0.6  # 0.73 to 0.85 after 60 steps
+        assert max(dice) > 0.6  # 0.71 to 0.84 after 60 steps
     assert prediction.warnings == () and set(prediction.seconds) == {"grid", "network", "linking"}
 
 
