@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(cases: list[CachedCase], tmp_pat
     array = np.asarray(cases[0].array, np.float32).copy()
     array[...] = np.nan
     broken = CachedCase(name="nan", array=array, slice_spacing_mm=5.0, objects=cases[0].objects)
-    with pytest.raises(ModelError, match=r"step 1: the loss is nan .*lower training.learning_rate"):
+    with pytest.raises(ModelError, match=r"losses .*nan.* not finite; lower training.learning_rate"):
         train([broken], tiny_plan({**SMALL, "training.augment": False}), tmp_path, CPU)
     assert not (tmp_path / "model.safetensors").exists()
 

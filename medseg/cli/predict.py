@@ -41,7 +41,7 @@ def run(
         raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
     predictor = StudyPredictor(model, chosen)
     if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
-        studies = [(row.name, row.image) for row in read_cohort_table(source)]
+        studies = [(row.name, row.image) for row in read_cohort_table(source, images=False)]
         if name or series:
             raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
     else:

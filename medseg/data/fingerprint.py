@@ -28,6 +28,7 @@ class CaseFacts:
         body_mm: rows and columns that hold more than air, mm.
         boxes_mm: per label id, [n, 2] height and width in mm of its objects in each slice they appear in.
         sides_mm: per label id, [objects] square root of the box area (mm2) of each object in its largest slice.
+        smallest_ml: per label id, volume of its smallest object.
         per_slice: the most objects in any one slice.
         intensities: a sample of the values under the masks.
         lowest: the lowest value of the volume.
@@ -38,6 +39,7 @@ class CaseFacts:
     body_mm: tuple[float, float]
     boxes_mm: dict[int, NDArray[np.float64]]
     sides_mm: dict[int, NDArray[np.float64]]
+    smallest_ml: dict[int, float]
     per_slice: int
     intensities: NDArray[np.float64]
     lowest: float
@@ -76,6 +78,8 @@ def look_at(volume: Volume, instances: InstanceSet, orientation: str) -> CaseFac
     _, row_mm, column_mm = spacing_of(geometry)
     boxes: dict[int, list[tuple[float, float]]] = {}
     sides: dict[int, list[float]] = {}
+    smallest: dict[int, float] = {}
+    voxel_ml = float(np.prod(spacing_of(geometry))) / 1000
     per_slice = np.zeros(array.shape[0], np.int64)
     values = []
     for instance in objects:
@@ -89,6 +93,7 @@ def look_at(volume: Volume, instances: InstanceSet, orientation: str) -> CaseFac
             boxes.setdefault(instance.label, []).append(size)
             largest = max(largest, (size[0] * size[1]) ** 0.5)
         sides.setdefault(instance.label, []).append(largest)
+        smallest[instance.label] = min(smallest.get(instance.label, np.inf), instance.voxels * voxel_ml)
         inside = array[instance.window][instance.mask]
         values.append(inside[:: max(1, len(inside) // 2000)].astype(np.float64))
     rows_of, columns_of = body_window(array, CT_AIR if float(array.min()) < CT_BELOW else None)
@@ -98,6 +103,7 @@ def look_at(volume: Volume, instances: InstanceSet, orientation: str) -> CaseFac
         body_mm=((rows_of[1] - rows_of[0]) * row_mm, (columns_of[1] - columns_of[0]) * column_mm),
         boxes_mm={label: np.array(found) for label, found in boxes.items()},
         sides_mm={label: np.array(found) for label, found in sides.items()},
+        smallest_ml=smallest,
         per_slice=int(per_slice.max(initial=0)),
         intensities=np.concatenate(values) if values else np.zeros(0),
         lowest=float(array.min()),

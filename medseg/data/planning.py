@@ -165,4 +165,10 @@ def _linking(facts: Fingerprint, reasons: dict[str, str]) -> LinkingPlan:
     slice_mm = max(case.spacing_mm[0] for case in facts.cases)
     gap = max(6.0, float(math.ceil(slice_mm)))
     reasons["linking.gap_mm"] = f"at least one slice may be missed; slices are up to {slice_mm:.3g} mm apart"
-    return LinkingPlan(gap_mm=gap)
+    reasons["linking.min_volume_ml"] = "half of the smallest object of the label in the cohort; organs may be cut off"
+    smallest = {
+        label.id: float(f"{min(case.smallest_ml.get(label.id, math.inf) for case in facts.cases) / 2:.3g}")
+        for label in facts.labels
+        if label.kind != "single"
+    }
+    return LinkingPlan(gap_mm=gap, min_volume_ml=smallest)

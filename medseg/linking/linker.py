@@ -76,7 +76,10 @@ def link(
     found = []
     for obj in objects:
         crop = obj.crop()
-        if crop is not None:
+        if crop is None:
+            continue
+        volume_ml = np.count_nonzero(crop[0]) * float(np.prod(spacing_mm)) / 1000
+        if volume_ml >= config.min_volume_ml.get(obj.label, 0.0):
             instance = Instance(id=1, label=obj.label, mask=crop[0], offset=crop[1], score=min(1.0, obj.score))
             found.append((obj.key, instance))
     found.sort(key=lambda entry: (entry[1].label, entry[1].offset, entry[0]))

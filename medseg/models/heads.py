@@ -71,16 +71,17 @@ def _jittered(boxes: Tensor, copies: int, generator: torch.Generator) -> Tensor:
     return torch.cat([centres - halves, centres + halves], dim=2).reshape(-1, 4)
 
 
-def _draw(classes: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
-    """Return up to ``number`` positions: at most ``share`` of them objects, the rest background."""
-    positive, negative = torch.nonzero(classes > 0)[:, 0], torch.nonzero(classes == 0)[:, 0]
-    positive = _some(positive, int(number * share), generator)
-    return torch.cat([positive, _some(negative, number - len(positive), generator)])
+def _draw(classes: Tensor, objects: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return up to ``number`` positions of proposals: at most ``share`` of them positive, the rest background.
 
-
-def _some(found: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    order = torch.randperm(len(found), generator=generator)[:number]
-    return found[order.to(found.device)]
+    Objects take turns, so that a small one with few proposals has as much weight as a large one with many.
+    """
+    order = torch.randperm(len(classes), generator=generator).to(classes.device)
+    positive, negative = order[classes[order] > 0], order[classes[order] == 0]
+    same = objects[positive][:, None] == objects[positive][None, :]
+    turn = torch.tril(same, diagonal=-1).sum(dim=1)  # how many of the same object come earlier
+    positive = positive[torch.argsort(turn, stable=True)][: int(number * share)]
+    return torch.cat([positive, negative[: number - len(positive)]])
 
 
 class RoiHeads(nn.Module):
@@ -143,7 +144,7 @@ class RoiHeads(nn.Module):
             classes = torch.where(best >= 0, target.classes[objects], 0)
         else:
             objects = classes = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-        drawn = _draw(classes, self.samples, self.positive_share, generator)
+        drawn = _draw(classes, objects, self.samples, self.positive_share, generator)
         return _Samples(boxes[drawn], classes[drawn], objects[drawn])
 
     def _mask_loss(self, features: list[Tensor], samples: list[_Samples], targets: list[Target]) -> Tensor:
@@ -191,8 +192,7 @@ class RoiHeads(nn.Module):
         classes = torch.cat([c for _, _, c in kept])
         own = torch.arange(len(classes), device=classes.device)
         if self.softmax:
-            pair = torch.stack([mask_logits[:, 0], mask_logits[own, classes]])
-            masks = F.softmax(pair, dim=0)[1]
+            masks = F.softmax(mask_logits, dim=1)[own, classes]
         else:
             masks = (mask_logits[:, 0] if self.agnostic else mask_logits[own, classes]).sigmoid()
         parts = masks.split([len(boxes) for boxes, _, _ in kept])

@@ -12,9 +12,9 @@ from medseg.phantom.shapes import Array, Frame, Window, occupancy, rotation
 DIAMETER_MM = (6.0, 30.0)
 CONTRAST_HU = (15.0, 60.0)
 CNR = (1.0, 4.0)
-#: Contrast over noise times the square root of the pixels in the largest section: below about 5 nobody sees
-#: a lesion and no annotator would have drawn it (A. Rose, J. Opt. Soc. Am. 38 (1948) 196).
-ROSE = 6.0
+#: Contrast over noise times the square root of the pixels in the largest section. Below about 5 nobody sees a
+#: lesion (A. Rose, J. Opt. Soc. Am. 38 (1948) 196); a reader who outlines it with confidence needs about twice that.
+ROSE = 10.0
 #: Lesions of more than this diameter carry a necrotic core.
 NECROSIS_FROM_MM = 20.0
 #: Largest lesion that each organ gets, and how often it is chosen.

@@ -1,5 +1,6 @@
 """One step of training: the gradients of a batch, and what precision and threads they are computed with."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.dataset import Sample
+from medseg.errors import ModelError
 from medseg.models.heads import Target
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.values.plan import TrainingPlan
@@ -45,16 +47,29 @@ class Stepper:
         torch.set_num_threads(self.threads)
 
     def step(self, batch: list[Sample]) -> dict[str, float]:
-        """Change the weights once; return the mean losses."""
+        """Change the weights once; return the mean losses.
+
+        Raises:
+            ModelError: losses or gradients are not finite; the weights stay as they are.
+        """
         groups = [[sample] for sample in batch] if self.device.type == "cpu" else [batch]
         parts = list(self.pool.map(self._gradients, groups))
-        for i, parameter in enumerate(self.parameters):
-            found = [part.gradients[i] for part in parts]
-            known = [g for g in found if g is not None]
-            parameter.grad = torch.stack(known).sum(dim=0) / len(parts) if known else torch.zeros_like(parameter)
-        nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        for parameter, *gradients in zip(self.parameters, *(part.gradients for part in parts), strict=True):
+            known = [g for g in gradients if g is not None]
+            total = known[0] if known else torch.zeros_like(parameter)
+            for gradient in known[1:]:
+                total.add_(gradient)
+            parameter.grad = total.div_(len(parts))
+        losses = {name: sum(part.losses[name] for part in parts) / len(parts) for name in parts[0].losses}
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        if not math.isfinite(norm + sum(losses.values())):
+            rounded = {name: round(value, 3) for name, value in losses.items()}
+            raise ModelError(
+                f"losses {rounded} with a gradient of {norm:.3g} are not finite; lower training.learning_rate or look "
+                "for extreme intensities in the cohort"
+            )
         self.optimizer.step()
-        return {name: sum(part.losses[name] for part in parts) / len(parts) for name in parts[0].losses}
+        return losses
 
     def _gradients(self, samples: list[Sample]) -> _Gradients:
         images = torch.stack([s.image for s in samples]).to(self.device, non_blocking=True)

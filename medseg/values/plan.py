@@ -172,9 +172,9 @@ class LinkingPlan(_Section):
     #: when k times the slice spacing is at most this (5 mm slices and 6 mm: one slice).
     gap_mm: float = Field(6.0, ge=0)
     #: IoU of the masks of two slices at which they are as likely the same object as not.
-    link_iou: float = Field(0.3, gt=0, lt=1)
+    link_iou: float = Field(0.45, gt=0, lt=1)
     #: The same for masks with an empty slice between them.
-    gap_iou: float = Field(0.4, gt=0, lt=1)
+    gap_iou: float = Field(0.5, gt=0, lt=1)
     #: Detections of one slice and class are one where their masks have this IoU ...
     duplicate_iou: float = Field(0.5, gt=0, le=1)
     #: ... or where this much of the smaller lies in the larger.
@@ -186,9 +186,11 @@ class LinkingPlan(_Section):
     #: where it is shorter, the slices that should have shown it count 0 in its score. 0: expect nothing.
     length_ratio: float = Field(0.5, ge=0)
     #: Objects scored lower than this are dropped; the score is the mean over the slices that should show the object.
-    min_score: float = Field(0.3, ge=0, le=1)
+    min_score: float = Field(0.4, ge=0, le=1)
     #: Objects shorter than this along the slice axis are dropped, mm.
     min_extent_mm: float = Field(0.0, ge=0)
+    #: Smallest volume of an object per label id, ml; smaller ones are dropped.
+    min_volume_ml: dict[int, float] = {}
 
 
 class Plan(_Section):
