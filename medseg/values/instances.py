@@ -232,7 +232,7 @@ class InstanceSet:
             InputError: with ``overlap="error"``, two objects share a voxel; or more than 65535 instances.
         """
         if len(self) > 65535:
-            raise InputError(f"{len(self)} instances do not fit a 16-bit label map; write DICOM SEG instead")
+            raise InputError(f"{len(self)} instances do not fit a 16-bit label map; write .seg.nrrd instead")
         size = {i.id: i.voxels for i in self.instances}
         order = {
             "higher_score": lambda i: (i.score, -size[i.id], -i.id),
