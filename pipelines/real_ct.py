@@ -39,8 +39,9 @@ SETTINGS = {
     "model.box_head_channels": 256,
     "model.mask_head_channels": 64,
     "model.mask_size": 28,
-    "training.batch_size": 4,
-    "training.learning_rate": 0.002,
+    "training.batch_size": 2,
+    "training.learning_rate": 0.0015,
+    "training.proposals": 100,
 }
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,7 +71,10 @@ def reference(source: Path, target: Path) -> None:
     write_instances(target, InstanceSet.from_masks(kept, found.geometry, chosen))
 
 
-studies = {"torso_3mm": args.data / "ct_torso_3mm" / "ct.nii.gz", "torso_dicom": args.data / "ct_torso_dicom" / "series"}
+studies = {
+    "torso_3mm": args.data / "ct_torso_3mm" / "ct.nii.gz",
+    "torso_dicom": args.data / "ct_torso_dicom" / "series",
+}
 labels = {name: args.out / "reference" / f"{name}.seg.nrrd" for name in studies}
 reference(args.data / "ct_torso_3mm" / "organs.nii.gz", labels["torso_3mm"])
 reference(args.data / "ct_torso_dicom" / "organs.nii.gz", labels["torso_dicom"])

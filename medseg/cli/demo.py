@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "demo"
 
-TRAIN_CASES, TEST_CASES = 8, 4
+TRAIN_CASES, TEST_CASES = 12, 4
 NOT_ORGANS = ("lesion", "necrosis")
 #: A network and a schedule for five minutes on two cores; everything else is decided from the cohort.
 SETTINGS: dict[str, Any] = {
@@ -30,13 +30,14 @@ SETTINGS: dict[str, Any] = {
     "model.mask_head_channels": 32,
     "model.mask_size": 28,
     "model.proposals_before_nms": 300,
-    "training.steps": 400,
-    "training.batch_size": 4,
-    "training.crop_size": [128, 192],
-    "training.learning_rate": 0.002,
+    "training.steps": 700,
+    "training.batch_size": 2,
+    "training.crop_size": [128, 160],
+    "training.learning_rate": 0.0015,
     "training.proposals": 100,
-    "training.box_samples": 48,
     "training.class_balance": 0.0,
+    "training.workers": 1,
+    "inference.proposals": 200,
 }
 
 

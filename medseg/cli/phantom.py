@@ -12,7 +12,7 @@ NAME = "phantom"
 
 
 def run(
-    output: Annotated[Path, typer.Option("-o", "--output", help="New or empty folder for the cohort.")],
+    output: Annotated[Path, typer.Option("-o", "--out", help="New or empty folder for the cohort.")],
     cases: Annotated[int, typer.Option("--cases", help="How many patients.")] = 8,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same cohort.")] = 0,
     shape: Annotated[str, typer.Option("--shape", metavar="Z,Y,X", help="Slices, rows, columns.")] = "96,128,128",

@@ -32,6 +32,7 @@ def run(
 ) -> None:
     """Find the objects of a study (or of every case of a cohort) and write masks, measurements and a picture."""
     from medseg.inference.study import StudyPredictor, study_name
+    from medseg.io.atomic import check_folder
     from medseg.io.cohort_table import TABLE_NAME, read_cohort_table
 
     chosen = set_up(device, threads)
@@ -39,6 +40,7 @@ def run(
         raise ConfigError(f"{source}: no such file or folder; expected a study or a cohort.csv")
     if name is not None and (not name or "/" in name or "\\" in name or name.startswith(".")):
         raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
+    check_folder(out)
     predictor = StudyPredictor(model, chosen)
     if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
         studies = [(row.name, row.image) for row in read_cohort_table(source, images=False)]

@@ -32,8 +32,3 @@ def hash_files(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return a file, or every file below a folder."""
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

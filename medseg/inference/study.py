@@ -2,17 +2,19 @@
 
 import hashlib
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from medseg.inference.predictor import Prediction, Predictor
-from medseg.inference.provenance import environment, files_of, hash_files
+from medseg.inference.provenance import environment, hash_files
 from medseg.inference.result import SavedPrediction, save_prediction
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE, load_run
 from medseg.io import list_series, read_volume
 from medseg.io.cohort_table import stem_of
 from medseg.progress import Track, silent
+from medseg.values.geometry import describe_grid
 
 
 def study_name(path: Path, series: str | None = None) -> str:
@@ -20,8 +22,18 @@ def study_name(path: Path, series: str | None = None) -> str:
 
     DICOM folders are often named after the patient, so their names are not used.
     """
-    images = [info for info in list_series(path) if info.is_image and info.uid and series in (None, info.uid)]
-    return hashlib.sha256(images[0].uid.encode()).hexdigest()[:10] if images else stem_of(path)
+    images = [info for info in list_series(path) if info.is_image and series in (None, info.uid)]
+    if images and images[0].uid:
+        return hashlib.sha256(images[0].uid.encode()).hexdigest()[:10]
+    # A DICOM folder whose files lack the UID is named by their contents.
+    return hash_files(study_files(path, series))[:10] if path.is_dir() else stem_of(path)
+
+
+def study_files(path: Path, series: str | None = None) -> list[Path]:
+    """Return the files that a study is read from: the series' own files in a folder, else the file itself."""
+    if not path.is_dir():
+        return [path]
+    return [file for info in list_series(path) if info.is_image and series in (None, info.uid) for file in info.files]
 
 
 class StudyPredictor:
@@ -45,7 +57,9 @@ class StudyPredictor:
         prediction.seconds.update(seconds)
         provenance = {
             "environment": environment(self.device),
-            "input_sha256": hash_files(files_of(study)),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "input_sha256": hash_files(study_files(study, series)),
+            "input_grid": describe_grid(volume),
             "model_sha256": self.model_hash,
             "seed": self.plan.training.seed,
         }

@@ -44,6 +44,18 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path | str) -> None:
+    """Refuse a folder that could not be made or written, before time is spent on what should go there.
+
+    Raises:
+        InputError: it, or the part of its path that exists, is no writable folder.
+    """
+    folder = Path(folder).absolute()
+    known = next(part for part in (folder, *folder.parents) if part.exists())
+    if not known.is_dir() or not os.access(known, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written ({known} is not a writable folder); name another folder")
+
+
 def write_text(target: Path | str, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with atomic_path(target) as temporary:

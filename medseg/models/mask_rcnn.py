@@ -4,6 +4,8 @@ The network takes the Plan's grid as it is: nothing inside resizes or normalises
 pixel coordinates, pixel i covers [i, i + 1).
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -85,12 +87,12 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ModelError: no such device, or CUDA cannot be used here. ``auto`` takes CUDA where it is usable.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ModelError(f"device {name!r} is unknown; expected auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -14,7 +14,7 @@ from medseg.data.fingerprint import fingerprint, look_at
 from medseg.data.planning import derive_plan
 from medseg.errors import ConfigError, InputError
 from medseg.inference.provenance import environment
-from medseg.io.atomic import write_json
+from medseg.io.atomic import check_folder, write_json
 from medseg.progress import Track, silent
 from medseg.training.loop import TrainingResult, train
 from medseg.values.plan import Plan, check_fields
@@ -42,7 +42,8 @@ def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = sile
     sound = isinstance(spacing, (list, tuple)) and all(isinstance(s, (int, float)) and s > 0 for s in spacing)
     pixel = min(spacing) if spacing and sound else None  # with_overrides tells what is wrong with another
     plan = derive_plan(fingerprint(facts, labels), orientation=orientation, pixel_mm=pixel)
-    return plan.with_overrides(dict(settings))
+    windowed = {"input.intensity": "window"} if "input.windows" in settings else {}
+    return plan.with_overrides({**windowed, **settings})
 
 
 def train_cohort(
@@ -73,6 +74,7 @@ def train_cohort(
     """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it")
+    check_folder(run)
     check_fields(settings or {})
     cohort = find_cohort(path)
     if len(cohort.rows) == 1 and not single_case:

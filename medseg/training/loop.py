@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from medseg.data.cache import CachedCase
 from medseg.data.dataset import SliceDataset
+from medseg.errors import ModelError
+from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.progress import Track, silent
 from medseg.training.checkpoint import save_plan, save_weights
@@ -92,6 +94,11 @@ def train(
                     save_weights(run, average.weights())
         except KeyboardInterrupt:
             interrupted = True
+        except ModelError:
+            if not (run / WEIGHTS_FILE).exists():  # nothing came of it: the folder can be used again
+                (run / PLAN_FILE).unlink()
+                (run / METRICS_FILE).unlink()
+            raise
         finally:
             stepper.close()
     save_weights(run, average.weights())

@@ -76,7 +76,8 @@ class Stepper:
         targets = [
             Target(s.boxes.to(self.device), s.classes.to(self.device), s.masks.to(self.device), s.seed) for s in samples
         ]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        # Threads share the cache of casts and empty it for each other, which would change the order of sums.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
             losses = self.model.losses(images, targets)
         total = torch.stack(list(losses.values())).sum()
         gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)

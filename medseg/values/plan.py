@@ -124,7 +124,10 @@ class TrainingPlan(_Section):
     steps: int = Field(10000, ge=1)
     batch_size: int = Field(4, ge=1)
     #: (rows, columns) of the training crop in pixels, a multiple of 32.
-    crop_size: tuple[int, int] = (256, 256)
+    crop_size: tuple[Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]] = (
+        256,
+        256,
+    )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
@@ -260,7 +263,9 @@ def parse_plan(data: Any, source: str) -> Plan:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"]) or "the plan"
         problem = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise ConfigError(f"{source}: {place}: {problem} (found {str(first.get('input'))[:80]!r})") from None
+        found = first.get("input")
+        shown = "" if isinstance(found, dict) else f" (found {str(found)[:80]!r})"
+        raise ConfigError(f"{source}: {place}: {problem.removeprefix('Value error, ')}{shown}") from None
 
 
 def load_plan(path: Path) -> Plan:
