@@ -111,7 +111,7 @@ write_json(
         "seed": args.seed,
         "cases": table,
         "environment": environment(device),
-        "notice": "One training patient, evaluated on itself and on one other: shows that data flows, no quality claim.",
+        "notice": "One training patient, evaluated on itself and one other: data flows; no quality claim.",
     },
 )
 console.wrote(args.out / "results.json")

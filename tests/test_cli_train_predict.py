@@ -182,7 +182,7 @@ def test_bad_arguments_of_predict(run: Run, cohort: Path, trained: Path, tmp_pat
     image = cohort / "case_0.nii.gz"
     for arguments, text in (
         (("-i", image, "-m", tmp_path, "--device", "cpu"), "not a training run; expected a folder with plan.yaml"),
-        (("-i", image, "-m", trained, "--device", "banana"), "device 'banana' cannot be used"),
+        (("-i", image, "-m", trained, "--device", "banana"), "device 'banana' is unknown"),
         (("-i", image, "-m", trained, "--threads", "-1"), "--threads -1: expected 0"),
         (("-i", image, "-m", trained, "--name", "../up"), "--name '../up': expected a plain file name"),
         (("-i", image, "-m", trained, "--name", ""), "--name '': expected a plain file name"),
@@ -241,7 +241,7 @@ def test_bad_settings_and_folders(run: Run, cohort: Path, trained: Path, tmp_pat
         (("--set", "model.backbone=vgg16"), "model.backbone"),
         (("--set", "model.backbone"), "expected section.field=value"),
         (("--set", "training.steps=-3"), "training.steps"),
-        (("--device", "banana"), "device 'banana' cannot be used"),
+        (("--device", "banana"), "device 'banana' is unknown"),
     ):
         code, _, err = run("train", cohort, "-o", tmp_path / "out", *arguments)
         assert code == 2 and message in one_line(err), err

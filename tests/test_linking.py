@@ -394,9 +394,7 @@ def test_order_classes_and_direction_change_nothing(seed):
         return Detections(**{**fields, "masks": part.masks, **changes})
 
     depth = geometry.spatial_shape[0]
-    turned = link(
-        [replaced(p, slice_index=depth - 1 - p.slice_index) for p in detections], geometry, LABELS, PLAN
-    )
+    turned = link([replaced(p, slice_index=depth - 1 - p.slice_index) for p in detections], geometry, LABELS, PLAN)
     back = [
         (i.label, round(i.score, 6), (depth - i.offset[0] - i.mask.shape[0], *i.offset[1:]), i.mask.shape,
          np.packbits(i.mask[::-1]).tobytes())

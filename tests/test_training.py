@@ -2,6 +2,7 @@
 
 import csv
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import medseg.training.loop as loop
 from medseg.data.cache import CachedCase, load_case, prepare_case
+from medseg.data.dataset import SliceDataset
 from medseg.errors import ConfigError, GeometryError, InputError, ModelError
 from medseg.inference.run import load_run
 from medseg.io import write_instances, write_volume
@@ -20,6 +22,7 @@ from medseg.io.atomic import write_json
 from medseg.training.checkpoint import save_weights
 from medseg.training.cohort import train_cohort
 from medseg.training.loop import LOSSES, train
+from medseg.training.step import Stepper
 from medseg.values.geometry import make_volume
 
 CPU = torch.device("cpu")
@@ -115,7 +118,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(cases: list[CachedCase], tmp_pat
     broken = CachedCase(name="nan", array=array, slice_spacing_mm=5.0, objects=cases[0].objects)
     with pytest.raises(ModelError, match=r"losses .*nan.* not finite; lower training.learning_rate"):
         train([broken], tiny_plan({**SMALL, "training.augment": False}), tmp_path, CPU)
-    assert not (tmp_path / "model.safetensors").exists()
+    assert not any(tmp_path.iterdir())  # the folder can be used again
 
 
 def test_the_average_is_what_is_saved(cases: list[CachedCase], tmp_path: Path) -> None:
@@ -224,3 +227,30 @@ def test_bad_settings_are_refused(folder: Path, tmp_path: Path, settings: dict, 
     with pytest.raises(ConfigError, match=message):
         train_cohort(folder, tmp_path / "run", CPU, settings=settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_threads_do_not_disturb_each_other_s_casts(cases: list[CachedCase]) -> None:
+    """Another thread that empties the process-wide cache of bfloat16 casts changes no gradient."""
+    plan = tiny_plan({**SMALL, "training.precision": "bfloat16"})
+    torch.manual_seed(0)
+    model = loop.build_mask_rcnn(plan).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    stepper = Stepper(model, optimizer, plan.training, CPU)
+    sample = SliceDataset(cases, plan, 1, 0)[0]
+    alone = stepper._gradients([sample]).gradients
+    stop = threading.Event()
+
+    def clear() -> None:
+        while not stop.is_set():
+            torch.clear_autocast_cache()
+
+    other = threading.Thread(target=clear)
+    other.start()
+    try:
+        disturbed = stepper._gradients([sample]).gradients
+    finally:
+        stop.set()
+        other.join()
+        stepper.close()
+    for a, b in zip(alone, disturbed, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
