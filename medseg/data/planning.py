@@ -15,6 +15,8 @@ LARGEST_SIDE = 512
 NARROW_MARGIN_HU = 30.0
 #: Pixels of the side of the small objects below which the pyramid starts at stride 2.
 FINE_STRIDE_BELOW = 12.0
+#: Largest side of a slice in pixels below which the pyramid ends at stride 16.
+COARSE_STRIDE_BELOW = 224.0
 #: Anchor sizes per pyramid level.
 SIZES_PER_LEVEL = 3
 
@@ -118,7 +120,10 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
     small_pixels = _small_side_mm(facts)[1] / pixel
     finest = 2 if small_pixels < FINE_STRIDE_BELOW else 4
     reasons["model.finest_stride"] = f"the side of the small objects is {small_pixels:.3g} pixels"
-    levels = (4 if large < 300 else 5) + (finest == 2)
+    side = max(max(case.body_mm) for case in facts.cases) / pixel
+    coarsest = 16 if side < COARSE_STRIDE_BELOW else 32
+    reasons["model.coarsest_stride"] = f"slices are up to {side:.0f} pixels large"
+    levels = (3 if coarsest == 16 else 4 if large < 300 else 5) + (finest == 2)
     steps = np.geomspace(small, max(large, small * 2), levels * SIZES_PER_LEVEL)
     sizes = tuple(
         tuple(float(f"{s:.3g}") for s in steps[i : i + SIZES_PER_LEVEL])
@@ -136,6 +141,7 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
     return ModelPlan(
         backbone="resnet50" if deep else "resnet18",
         finest_stride=finest,
+        coarsest_stride=coarsest,
         anchor_sizes=sizes,
         anchor_ratios=tuple(float(f"{r:.3g}") for r in spread),
         roi_canonical_size=112.0,

@@ -25,7 +25,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class _NoExtraLevel(LastLevelMaxPool):
-    """Ends the pyramid at stride 32."""
+    """Ends the pyramid at the backbone's last stage."""
 
     def forward(self, x, y, names):  # type: ignore[no-untyped-def]
         return x, names
@@ -35,12 +35,12 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
     """Build the backbone (He et al. 2016) and its pyramid (Lin et al. 2017).
 
     Args:
-        plan: names the ResNet, its normalisation, the pyramid's width and finest stride; one level of anchors
-            more than strides up to 32 adds stride 64.
+        plan: names the ResNet, its normalisation, the pyramid's width and strides; one level of anchors more
+            than strides adds twice the coarsest.
         in_channels: C of the input.
 
     Returns:
-        A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] at strides (2,) 4, 8, 16, 32 (, 64),
+        A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] for s in ``plan.strides``,
         its parameters named as in torchvision's ``maskrcnn_resnet50_fpn``.
     """
     norm = _NORMS[plan.norm]
@@ -49,7 +49,8 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
         body.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     width = body.inplanes // 8
-    layers = {f"layer{i}": width * 2 ** (i - 1) for i in range(1, 5)}
+    stages = 4 if plan.coarsest_stride == 32 else 3
+    layers = {f"layer{i}": width * 2 ** (i - 1) for i in range(1, stages + 1)}
     if plan.finest_stride == 2:
         layers = {"relu": 64, **layers}  # the stem before its pooling
     return BackboneWithFPN(
@@ -57,5 +58,5 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
         return_layers={name: str(i) for i, name in enumerate(layers)},
         in_channels_list=list(layers.values()),
         out_channels=plan.fpn_channels,
-        extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) > plan.pooled_levels else _NoExtraLevel(),
+        extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) > len(plan.strides) else _NoExtraLevel(),
     )

@@ -36,31 +36,30 @@ class PyramidPooler(nn.Module):
         self.aligned = plan.roi_aligned
         self.sampling_ratio = plan.roi_sampling_ratio
         self.canonical_size = plan.roi_canonical_size
-        self.levels = plan.pooled_levels
-        self.finest_stride = plan.finest_stride
+        self.strides = plan.strides
 
     def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """Pool every box.
 
         Args:
-            features: [B, C, H, W] from the finest stride to 32; a level of stride 64 is not pooled from.
+            features: [B, C, H, W] at the plan's strides; a level beyond them is not pooled from.
             boxes: per image [N, 4] in pixels.
 
         Returns:
             [sum N, C, size, size], in the order of the boxes.
         """
         rois = with_image_index(boxes)
-        features = features[: self.levels]
+        features = features[: len(self.strides)]
         sides = ((rois[:, 3] - rois[:, 1]).clamp(min=0) * (rois[:, 4] - rois[:, 2]).clamp(min=0)).sqrt()
         # Stride 16 for boxes from the canonical size, 32 from twice it, 8 from half of it, ...
         level = (torch.log2(sides / self.canonical_size + 1e-8) + 1e-6).floor().long()
-        level = (level + self.levels - 2).clamp(0, self.levels - 1)
+        level = (level + self.strides.index(16)).clamp(0, len(self.strides) - 1)
         pooled = features[0].new_zeros((len(rois), features[0].shape[1], self.size, self.size))
-        for rank, feature in enumerate(features):
+        for rank, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             chosen = torch.nonzero(level == rank)[:, 0]
             if not len(chosen):
                 continue
-            scale = 1.0 / (self.finest_stride * 2**rank)
+            scale = 1.0 / stride
             part = rois[chosen].to(feature.dtype)
             if self.op == "align":
                 values = roi_align(feature, part, self.size, scale, self.sampling_ratio, self.aligned)

@@ -70,7 +70,11 @@ class ModelPlan(_Section):
     #: Stride in pixels of the pyramid's finest level: 4 as published, 2 adds a level from the stem for objects of
     #: a few pixels, at a third of the cost of sampling the image up by two.
     finest_stride: Literal[2, 4] = 4
-    #: Anchor side (square root of area) in pixels, one tuple per pyramid level from the finest to stride 32 (or 64).
+    #: Stride of the coarsest ResNet stage: 32 as published; 16 leaves out the last stage, which for slices of some
+    #: 200 pixels is two thirds of the weights and a third of the time for a dozen cells.
+    coarsest_stride: Literal[16, 32] = 32
+    #: Anchor side (square root of area) in pixels, one tuple per pyramid level from the finest to the coarsest
+    #: (or one of twice its stride besides).
     anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))
     #: Height / width of anchors.
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -100,10 +104,10 @@ class ModelPlan(_Section):
             raise ValueError(
                 f"mask_size {self.mask_size}: expected mask_roi_size {self.mask_roi_size} times 1, 2, 4 or 8"
             )
-        if len(self.anchor_sizes) - self.pooled_levels not in (0, 1):
+        if len(self.anchor_sizes) - len(self.strides) not in (0, 1):
             raise ValueError(
-                f"anchor_sizes has {len(self.anchor_sizes)} levels, expected {self.pooled_levels} (strides "
-                f"{self.finest_stride} to 32) or one more (64)"
+                f"anchor_sizes has {len(self.anchor_sizes)} levels, expected {len(self.strides)} (strides "
+                f"{self.finest_stride} to {self.coarsest_stride}) or one more ({2 * self.coarsest_stride})"
             )
         if len({len(level) for level in self.anchor_sizes}) != 1 or any(s <= 0 for lv in self.anchor_sizes for s in lv):
             raise ValueError("anchor_sizes: expected the same number of positive sizes on every level")
@@ -112,9 +116,9 @@ class ModelPlan(_Section):
         return self
 
     @property
-    def pooled_levels(self) -> int:
-        """Pyramid levels from the finest stride to 32, from which ROIs are pooled."""
-        return 5 if self.finest_stride == 2 else 4
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the pyramid levels from which ROIs are pooled, finest first."""
+        return tuple(s for s in (2, 4, 8, 16, 32) if self.finest_stride <= s <= self.coarsest_stride)
 
 
 class TrainingPlan(_Section):
