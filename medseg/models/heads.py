@@ -71,16 +71,11 @@ def _jittered(boxes: Tensor, copies: int, generator: torch.Generator) -> Tensor:
     return torch.cat([centres - halves, centres + halves], dim=2).reshape(-1, 4)
 
 
-def _draw(classes: Tensor, objects: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
-    """Return up to ``number`` positions of proposals: at most ``share`` of them positive, the rest background.
-
-    Objects take turns, so that a small one with few proposals has as much weight as a large one with many.
-    """
+def _draw(classes: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return up to ``number`` positions of proposals: at most ``share`` of them positive, the rest background."""
     order = torch.randperm(len(classes), generator=generator).to(classes.device)
     positive, negative = order[classes[order] > 0], order[classes[order] == 0]
-    same = objects[positive][:, None] == objects[positive][None, :]
-    turn = torch.tril(same, diagonal=-1).sum(dim=1)  # how many of the same object come earlier
-    positive = positive[torch.argsort(turn, stable=True)][: int(number * share)]
+    positive = positive[: int(number * share)]
     return torch.cat([positive, negative[: number - len(positive)]])
 
 
@@ -144,7 +139,7 @@ class RoiHeads(nn.Module):
             classes = torch.where(best >= 0, target.classes[objects], 0)
         else:
             objects = classes = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-        drawn = _draw(classes, objects, self.samples, self.positive_share, generator)
+        drawn = _draw(classes, self.samples, self.positive_share, generator)
         return _Samples(boxes[drawn], classes[drawn], objects[drawn])
 
     def _mask_loss(self, features: list[Tensor], samples: list[_Samples], targets: list[Target]) -> Tensor:
