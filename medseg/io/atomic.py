@@ -9,6 +9,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,19 +30,47 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target)
     temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    with _one_line(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            with suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target`` that takes its place when the block ends well.
+
+    ``target`` must not exist or be empty by then; a block that removes the temporary folder leaves it as it is.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    with _one_line(target):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if temporary.exists():
+                temporary.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _one_line(target: Path) -> Iterator[None]:
+    """Tell an OSError as what could not be written and what to look at."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        yield
     except OSError as error:
         raise InputError(
             f"{target}: cannot be written ({error.strerror or error}); check the folder, its permissions and free space"
         ) from None
-    finally:
-        with suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path | str) -> None:

@@ -7,7 +7,6 @@ the content, so that the same call writes the same bytes.
 import filecmp
 import hashlib
 import os
-import secrets
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from medseg.errors import InputError
+from medseg.io.atomic import atomic_folder
 from medseg.values.geometry import check_volume, spacing_of
 
 #: Stored value 0 is this many Hounsfield units (air and a margin), as most scanners write it.
@@ -154,22 +154,13 @@ def _decimal(value: float) -> DSfloat:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``folder`` that takes its place when the block ends well."""
-    temporary = folder.with_name(f".tmp-{secrets.token_hex(4)}-{folder.name}")
-    try:
-        temporary.mkdir(parents=True)
+    """Give a folder that appears whole; one that holds the same files already stays as it is."""
+    with atomic_folder(folder) as temporary:
         yield temporary
         if folder.is_dir() and any(folder.iterdir()):
             if not _same_files(temporary, folder):
                 raise InputError(f"{folder}: holds other files already; name a new or an empty folder")
-        else:
-            temporary.replace(folder)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror or error}); check the folder, its permissions and free space"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary)
 
 
 def _same_files(a: Path, b: Path) -> bool:

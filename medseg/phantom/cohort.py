@@ -2,10 +2,6 @@
 
 import csv
 import io
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,7 @@ import numpy as np
 
 from medseg.errors import ConfigError, InputError
 from medseg.io import write_ct_series, write_instances, write_volume
-from medseg.io.atomic import write_json, write_text
+from medseg.io.atomic import atomic_folder, write_json, write_text
 from medseg.io.cohort_table import COLUMNS, LABELS_NAME, TABLE_NAME
 from medseg.phantom.case import SHAPE, SPACING_MM, Phantom, check_grid, make_phantom, phantom_labels
 from medseg.progress import Track, silent
@@ -64,7 +60,9 @@ def write_cohort(
         raise ConfigError(f"cases {cases}: expected 1 or more")
     check_grid(seed, shape, spacing_mm)
     target = Path(folder).absolute()
-    with _whole_folder(target) as temporary:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target}: exists and is not an empty folder; name a new or an empty one")
+    with atomic_folder(target) as temporary:
         rows = [",".join(COLUMNS)]
         for case in track(range(cases), "drawing phantoms"):
             name = f"case_{case:03d}"
@@ -124,21 +122,3 @@ def describe(phantom: Phantom) -> dict[str, Any]:
         ],
         "touching": [list(pair) for pair in sorted(pairs)],
     }
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``target`` that takes its place when the block ends well."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: exists and is not an empty folder; name a new or an empty one")
-    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror or error}); check the folder, its permissions and free space"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
