@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medseg.labels import LabelTable
 from medseg.linking.affinity import Edges, build_edges
+from medseg.linking.baselines import BASELINES
 from medseg.linking.duplicates import drop_duplicates
 from medseg.linking.flow import node_rewards, solve_tracks
 from medseg.linking.nodes import Nodes, build_nodes
@@ -55,7 +56,10 @@ def link(
     shape = (rows, columns)
     nodes = drop_duplicates(build_nodes(detections, geometry, labels, config.mask_threshold), labels, config)
     edges = build_edges(nodes, spacing_mm, config)
-    tracks = solve_tracks(node_rewards(nodes.scores, config.min_score), edges)
+    if config.method == "flow":
+        tracks = solve_tracks(node_rewards(nodes.scores, config.min_score), edges)
+    else:
+        tracks = BASELINES[config.method](nodes, spacing_mm, config)
 
     def single(track: list[int]) -> bool:
         return labels[int(nodes.labels[track[0]])].kind == "single"

@@ -17,6 +17,7 @@ from medseg.labels import LabelTable
 from medseg.values.geometry import check_orientation
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+LinkingMethod = Literal["flow", "greedy", "hungarian", "nms", "components"]
 
 Labels = Annotated[
     LabelTable,
@@ -143,6 +144,8 @@ class TrainingPlan(_Section):
     box_positive_iou: float = Field(0.5, gt=0, le=1)
     #: Factor of the proposals' box loss.
     rpn_box_weight: float = Field(1.0, gt=0)
+    #: Factor of the auxiliary per-pixel loss on the finest pyramid level; 0: none.
+    semantic_weight: float = Field(1.0, ge=0)
     #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
     #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
     jittered_boxes: int = Field(4, ge=0)
@@ -175,6 +178,8 @@ class InferencePlan(_Section):
 class LinkingPlan(_Section):
     """From detections per slice to objects (see `medseg.linking`)."""
 
+    #: ``flow``: the exact optimum; the others are the field's usual ways, for comparison (`linking.baselines`).
+    method: LinkingMethod = "flow"
     #: How much of an object may be missing between two slices that show it, mm: a gap of k slices is bridged
     #: when k times the slice spacing is at most this (5 mm slices and 6 mm: one slice).
     gap_mm: float = Field(6.0, ge=0)
