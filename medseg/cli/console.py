@@ -1,5 +1,6 @@
 """What every verb shares: progress bars, printing of results, paths."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
@@ -10,9 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
+
+class _Console(Console):
+    """A console whose reader may go away (``medseg info STUDY | head -1``): the work is done all the same."""
+
+    def on_broken_pipe(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
 #: Results go to standard output, everything else (progress, warnings, errors) to standard error.
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = _Console(soft_wrap=True, highlight=False)
+err = _Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

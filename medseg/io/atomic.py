@@ -1,13 +1,16 @@
 """Files that appear whole or not at all.
 
 Everything medseg writes goes to a temporary name in the target folder, is flushed to the disk, and is then
-renamed over the old file: whenever the process dies, the old file or the new one is there.
+renamed over the old file: whenever the process dies, the old file or the new one is there. What a killed process
+leaves is called ``.tmp-<8 hex digits>-...``; no reader takes it for a result (`is_leftover`), and it can be deleted.
 """
 
 import csv
+import errno
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-")
+
+
+def is_leftover(path: Path) -> bool:
+    """Tell by its name whether this is, or lies in, what a killed process did not finish."""
+    return any(_TEMPORARY.match(part) for part in path.parts)
 
 
 @contextmanager
@@ -29,7 +39,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         InputError: the folder cannot be written, or the disk is full.
     """
     target = Path(target)
-    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    temporary = _beside(target)
     with _one_line(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +47,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
+            _fsync_folder(target.parent)
         finally:
             with suppress(OSError):  # the first error is the one to tell
                 temporary.unlink(missing_ok=True)
@@ -51,15 +62,34 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    temporary = target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name}")
+    temporary = _beside(target)
     with _one_line(target):
         try:
             temporary.mkdir(parents=True)
             yield temporary
             if temporary.exists():
+                _fsync_folder(temporary)
                 temporary.replace(target)
+                _fsync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    # The end of the name, because writers go by the suffix; not all of it, because names have at most 255 bytes.
+    return target.with_name(f".tmp-{secrets.token_hex(4)}-{target.name[-40:]}")
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Flush a folder, so that a rename in it survives a power cut; some file systems cannot."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager
