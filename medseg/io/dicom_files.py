@@ -18,6 +18,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from medseg.io.atomic import is_leftover
 from medseg.progress import Track, silent
 
 Triple = tuple[float, float, float]
@@ -110,7 +111,9 @@ def scan_folder(folder: Path, track: Track = silent) -> Scan:
     Returns:
         Scan, its files in the order of their paths.
     """
-    paths = list(_walk(folder))
+    walked = list(_walk(folder))
+    unfinished = {path for path in walked if is_leftover(path.relative_to(folder))}
+    paths = [path for path in walked if path not in unfinished]
     files: list[DicomFile] = []
     failed: list[tuple[Path, bool, str]] = []
     for path in track(paths, "reading headers", total=len(paths)):
@@ -121,7 +124,7 @@ def scan_folder(folder: Path, track: Track = silent) -> Scan:
         except (UnreadableError, OSError) as error:
             failed.append((path, marked, str(error) if isinstance(error, UnreadableError) else f"{error.strerror}"))
     usual = _usual_suffixes(files)
-    broken, others = [], []
+    broken, others = [], [(path, "unfinished output of a killed run") for path in sorted(unfinished)]
     for path, marked, reason in failed:
         hidden = path.name.startswith(".")
         expected = _suffix(path) in DICOM_SUFFIXES or _suffix(path) in usual.get(path.parent, set())
