@@ -11,8 +11,8 @@ Definitions: Taha and Hanbury, Metrics for evaluating 3D medical image segmentat
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from medseg.metrics.windows import in_common_window
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
 from medseg.values.pairs import common_labels, on_grid_of
@@ -97,26 +97,16 @@ def voxel_overlap(reference: InstanceSet, prediction: InstanceSet) -> dict[str, 
     for label in joint:
         first = [i for i in reference if i.label == label.id]
         second = [i for i in prediction if to_joint[i.label] == label.id]
-        a, b, shared = _union_counts(first, second)
+        a, b, shared = _union_counts(first, second, reference.geometry.spatial_shape)
         result[label.name] = VoxelOverlap(
             reference_voxels=a, prediction_voxels=b, shared_voxels=shared, voxel_ml=voxel_ml
         )
     return result
 
 
-def _union_counts(first: list[Instance], second: list[Instance]) -> tuple[int, int, int]:
+def _union_counts(first: list[Instance], second: list[Instance], shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Count the voxels of two unions and of what they share, on a canvas just large enough for both."""
     if not first and not second:
         return 0, 0, 0
-    low = np.min([i.offset for i in first + second], axis=0)
-    high = np.max([np.add(i.offset, i.mask.shape) for i in first + second], axis=0)
-
-    def union(instances: list[Instance]) -> NDArray[np.bool_]:
-        canvas = np.zeros(high - low, np.bool_)
-        for instance in instances:
-            start = np.subtract(instance.offset, low)
-            canvas[tuple(slice(s, s + n) for s, n in zip(start, instance.mask.shape, strict=True))] |= instance.mask
-        return canvas
-
-    a, b = union(first), union(second)
+    a, b = in_common_window(first, second, shape=shape, margin=0)
     return int(np.count_nonzero(a)), int(np.count_nonzero(b)), int(np.count_nonzero(a & b))
