@@ -16,8 +16,10 @@ def run(
     series: Annotated[str | None, typer.Option("--series", metavar="UID", help="Series to read of several.")] = None,
 ) -> None:
     """Convert a study or image to one file; voxels and their place in the patient stay the same."""
+    from medseg.io.atomic import check_apart
     from medseg.io.volumes import check_output, read_volume, write_volume
 
     check_output(target)
+    check_apart(target, source)
     write_volume(target, read_volume(source, series=series, track=console.track))
     console.wrote(target)

@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Find the objects of a study (or of every case of a cohort) and write masks, measurements and a picture."""
     from medseg.inference.study import StudyPredictor, study_name
-    from medseg.io.atomic import check_folder
+    from medseg.io.atomic import check_apart, check_folder
     from medseg.io.cohort_table import TABLE_NAME, read_cohort_table
 
     chosen = set_up(device, threads)
@@ -48,6 +48,8 @@ def run(
             raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
     else:
         studies = [(name or study_name(source, series), source)]
+    for case, study in studies:
+        check_apart(out / case, study)
     failures = {}
     for case, study in studies:
         try:

@@ -115,6 +115,20 @@ def check_folder(folder: Path | str) -> None:
         raise InputError(f"{folder}: cannot be written ({known} is not a writable folder); name another folder")
 
 
+def check_apart(target: Path | str, source: Path | str) -> None:
+    """Refuse an output that would replace its input, or lie among the files of its input folder.
+
+    Raises:
+        InputError: ``target`` is ``source``, or lies in the folder ``source``.
+    """
+    target, source = Path(target), Path(source)
+    place = target.resolve()
+    if source.is_dir() and source.resolve() in (place, *place.parents):
+        raise InputError(f"{target}: lies in the input folder {source}, where it would mix with the input; move it out")
+    if source.is_file() and target.exists() and target.samefile(source):
+        raise InputError(f"{target}: is the input itself, which is never changed; name another file")
+
+
 def write_text(target: Path | str, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with atomic_path(target) as temporary:
