@@ -57,12 +57,14 @@ class DicomContext:
         header: text values of the attributes that its objects share (`SHARED_ATTRIBUTES`) and of its series;
             decoded, so that they can be written in another character set. It names the patient: never print it.
         images: one per slice, None where the image of a slice is not known (a context taken from a segmentation).
+        others: further images of the series, whose slice is not known.
     """
 
     source: str
     geometry: VolumeGeometry
     header: Dataset
     images: tuple[ImageReference | None, ...]
+    others: tuple[ImageReference, ...] = ()
 
     @property
     def study_uid(self) -> str:
