@@ -93,11 +93,9 @@ def nms(nodes: Nodes, spacing_mm: tuple[float, float, float], config: LinkingPla
     others are suppressed.
     """
     reach = missing_slices(config.gap_mm, spacing_mm[0]) + 1
-    groups: dict[tuple[int, int], NDArray[np.intp]] = {}
-    keys = np.stack([nodes.labels, nodes.slices], axis=1)
-    places, starts = np.unique(keys, axis=0, return_index=True)
-    for (label, z), members in zip(places.tolist(), np.split(np.arange(len(nodes)), starts[1:]), strict=True):
-        groups[label, z] = members
+    places, starts = np.unique(np.stack([nodes.labels, nodes.slices], axis=1), axis=0, return_index=True)
+    ends = [*starts[1:], len(nodes)]
+    groups = {(z[0], z[1]): np.arange(a, b) for z, a, b in zip(places.tolist(), starts, ends, strict=False)}
     free = np.ones(len(nodes), np.bool_)
 
     def claimed(core: int, z: int) -> NDArray[np.intp]:

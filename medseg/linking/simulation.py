@@ -169,9 +169,7 @@ def _run_lengths(states: NDArray[np.bool_]) -> list[int]:
     return (edges[1::2] - edges[::2]).tolist()
 
 
-def _section(
-    mask: NDArray[np.bool_], corner: tuple[int, int], *, label: int, source: int, score: float
-) -> _Section:
+def _section(mask: NDArray[np.bool_], corner: tuple[int, int], *, label: int, source: int, score: float) -> _Section:
     """Return the tight crop of a mask that has a pixel."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return _Section(
