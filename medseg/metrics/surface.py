@@ -310,10 +310,11 @@ def _segments(cell: NDArray[np.float32]) -> NDArray[np.float64]:
 def _percentile(values: NDArray[np.float64], weights: NDArray[np.float64] | None, percentile: float) -> float:
     if weights is None:
         return float(np.percentile(values, percentile))
-    order = np.lexsort((weights, values))
+    order = np.argsort(values)
     covered = np.cumsum(weights[order])
-    position = int(np.searchsorted(covered / covered[-1], percentile / 100))
-    return float(values[order][min(position, len(order) - 1)])
+    # Rounding of the sum does not decide whether the percentage is reached.
+    position = np.searchsorted(covered, percentile / 100 * covered[-1] * (1 - 1e-12))
+    return float(values[order[position]])
 
 
 def _nearest_mm(
