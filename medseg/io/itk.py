@@ -12,9 +12,8 @@ import numpy as np
 from highdicom import Volume, VolumeGeometry
 
 from medseg.errors import GeometryError, InputError
-from medseg.io.atomic import atomic_path
-from medseg.io.image_values import to_file, to_image
-from medseg.values.geometry import check_affine, check_volume, make_volume
+from medseg.io.image_values import to_image
+from medseg.values.geometry import check_affine, make_volume
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SPACES = {
@@ -57,33 +56,6 @@ def read_itk_labels(path: Path) -> Volume:
 def read_itk_grid(path: Path) -> VolumeGeometry:
     """Read the grid alone."""
     return _open(path)[1]
-
-
-def write_itk(path: Path, volume: Volume) -> None:
-    """Write .nrrd or .mha on the volume's own grid, compressed, and read it back before it appears.
-
-    SimpleITK says nothing when the disk is full; only reading back tells.
-
-    Raises:
-        InputError: a type that ITK lacks, or a file that cannot be written.
-    """
-    import SimpleITK as sitk
-
-    volume = check_volume(volume, str(path))
-    array = to_file(volume.array, str(path))
-    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing[::-1].tolist())
-    image.SetDirection((volume.affine[:3, :3] / spacing)[:, ::-1].ravel().tolist())
-    image.SetOrigin(volume.affine[:3, 3].tolist())
-    with atomic_path(path) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-            back = sitk.ReadImage(str(temporary))
-        except RuntimeError as error:
-            raise InputError(f"{path}: cannot be written ({_reason(error)}); check the folder and free space") from None
-        if not np.array_equal(sitk.GetArrayViewFromImage(back), array, equal_nan=array.dtype.kind == "f"):
-            raise InputError(f"{path}: what was written does not read back the same; check the free space")
 
 
 def _open(path: Path) -> tuple[Any, VolumeGeometry]:

@@ -9,7 +9,8 @@ from highdicom import Volume
 from medseg.errors import InputError
 from medseg.io.archive import unpacked
 from medseg.io.dicom import list_dicom, read_dicom
-from medseg.io.itk import ITK_SUFFIXES, read_itk, read_itk_grid, write_itk
+from medseg.io.itk import ITK_SUFFIXES, read_itk, read_itk_grid
+from medseg.io.itk_writer import write_itk
 from medseg.io.nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_grid, write_nifti
 from medseg.io.series import SeriesInfo, grid_fields
 from medseg.progress import Track, silent
