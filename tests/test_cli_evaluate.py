@@ -162,7 +162,7 @@ def test_flat_folders(tmp_path: Path, grid: VolumeGeometry) -> None:
     (tmp_path / "pred/notes.txt").touch()
     assert list(label_files(tmp_path / "ref")) == ["a", "b"]
     result = evaluate_files(tmp_path / "ref", tmp_path / "pred", tmp_path / "out")
-    assert result.summary["mean_dice"] == {"mean": 1.0, "n": 2, "n_undefined": 0}
+    assert result.summary["mean_dice"] == {"mean": 1.0, "n": 2, "n_undefined": 0, "ci_low": 1.0, "ci_high": 1.0}
 
 
 def test_empty_prediction_and_empty_reference(tmp_path: Path, grid: VolumeGeometry) -> None:
@@ -174,9 +174,9 @@ def test_empty_prediction_and_empty_reference(tmp_path: Path, grid: VolumeGeomet
         write_instances(tmp_path / f"ref/{name}.seg.nrrd", runs(grid, *reference))
         write_instances(tmp_path / f"pred/{name}/{name}.seg.nrrd", runs(grid, *prediction))
     liver = evaluate_files(tmp_path / "ref", tmp_path / "pred", tmp_path / "out").summary["classes"]["liver"]
-    assert liver["voxels"]["dice"] | {"sd": 0} == {
-        "mean": 0.0, "sd": 0, "median": 0.0, "min": 0.0, "max": 0.0, "n": 1, "n_undefined": 2,
-    }  # fmt: skip
+    dice = {k: v for k, v in liver["voxels"]["dice"].items() if k not in ("sd", "ci_low", "ci_high")}
+    assert dice == {"mean": 0.0, "median": 0.0, "min": 0.0, "max": 0.0, "n": 1, "n_undefined": 2}
+    assert all(np.isnan(liver["voxels"]["dice"][key]) for key in ("sd", "ci_low", "ci_high"))  # one case
     assert (liver["objects"]["tp"], liver["objects"]["fp"], liver["objects"]["fn"]) == (0, 1, 1)
 
 

@@ -38,6 +38,7 @@ OWNERS = {
     "nrrd": {"io"},
     "slicerio": {"io"},
     "monai": {"data"},
+    "faster_coco_eval": {"metrics"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting"},
     "typer": {"cli"},

@@ -1,14 +1,22 @@
 """Object agreement of one class: what was found, missed, invented, split and merged.
 
-Objects match one to one at an IoU threshold (`PairTable.matching`). What is undefined is NaN: where the
-reference holds no object of the class, every score is NaN and the false positives are counted.
+Objects match one to one at a threshold of IoU or Dice (`PairTable.matching`: most matches, then the largest
+total). What is undefined is NaN: where the reference holds no object of the class, every score is NaN and the
+false positives are counted.
 
 - F1 = 2 TP / (2 TP + FP + FN).
+- Jaccard index of detection = TP / (TP + FP + FN). Microscopy papers call it average precision; it has nothing to do
+  with the area under a precision-recall curve, which is what AP means here (`medseg.metrics.ranking`).
 - PQ = SQ x RQ, SQ the mean IoU of the matched pairs, RQ = F1: Kirillov et al., Panoptic Segmentation,
   CVPR 2019 (there at IoU > 0.5; here at the threshold given, with the best matching). With objects in the
   reference and no match, SQ is NaN and PQ is 0.
+- Lesion Dice: the mean over reference objects, however small, of the Dice of their match, 0 where one was missed.
+  (BraTS 2023 divides by TP + FP + FN instead: Moawad et al., arXiv:2306.00838. False positives count in F1 here.)
 - Split: a reference object that holds at least half of each of two or more predicted objects of its class.
 - Merge: a predicted object that holds at least half of each of two or more reference objects of its class.
+  Splits and merges are the over- and under-segmentation of Hoover et al., An experimental comparison of range image
+  segmentation algorithms, IEEE PAMI 18(7), 1996, at a tolerance of 0.5, without the condition that the parts cover
+  half of the whole: a blob that swallows two small lesions merges them, however large it is.
 """
 
 from collections.abc import Iterable
@@ -58,6 +66,11 @@ class DetectionScore:
         return self._over(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
+    def jaccard_detection(self) -> float:
+        """Jaccard index of detection, TP / (TP + FP + FN)."""
+        return self._over(self.tp, self.tp + self.fp + self.fn)
+
+    @property
     def sensitivity(self) -> float:
         """Share of the reference objects that were found."""
         return self._over(self.tp, self.tp + self.fn)
@@ -81,6 +94,11 @@ class DetectionScore:
     def mean_matched_dice(self) -> float:
         """Mean Dice of matched pairs, each object weighted alike; NaN where none matched."""
         return self._over(self.dice_sum, self.tp)
+
+    @property
+    def lesion_dice(self) -> float:
+        """Mean Dice over the reference objects, 0 for a missed one, each object weighted alike."""
+        return self._over(self.dice_sum, self.tp + self.fn)
 
     def _over(self, numerator: float, denominator: float) -> float:
         return numerator / denominator if self.reference_objects and denominator else float("nan")
