@@ -10,11 +10,11 @@ from linking_simulation import Ellipsoid, Noise, random_ellipsoids, simulate
 from medseg.errors import InputError
 from medseg.labels import LabelTable
 from medseg.linking import link
-from medseg.linking.affinity import Edges, link_log_odds, missing_slices
+from medseg.linking.affinity import Edges, link_log_odds, missing_slices, pair_features
 from medseg.linking.flow import solve_tracks
 from medseg.linking.reassembly import Patch, interpolate
 from medseg.values.detections import Detections
-from medseg.values.plan import LinkingPlan
+from medseg.values.plan import LinkingPlan, LinkWeights
 
 LABELS = LabelTable.from_names(["organ", "lesion", "vertebra"], kinds={"lesion": "components", "vertebra": "ids"})
 ORGAN, LESION, VERTEBRA = 1, 2, 3
@@ -119,7 +119,7 @@ def test_objects_crossing_each_other_follow_the_better_overlap():
     # Greedy would take the pair of highest IoU first and leave the other two alone; the best set takes both.
     log_odds = np.array([3.0, 2.5, 2.5])
     edges = Edges(first=np.array([0, 0, 1]), second=np.array([2, 3, 2]), log_odds=log_odds)
-    assert solve_tracks(np.full(4, 0.1), edges) == [[0, 3], [1, 2]]
+    assert solve_tracks(np.full(4, 0.1), edges).tracks(edges) == [[0, 3], [1, 2]]
 
 
 def test_the_flow_is_the_optimum_of_all_sets_of_tracks():
@@ -140,7 +140,8 @@ def test_the_flow_is_the_optimum_of_all_sets_of_tracks():
             used = np.zeros(6, np.bool_)
             used[u], used[v] = True, True
             best = max(best, worth[pick].sum() + rewards[used | (rewards > 0)].sum())
-        tracks = solve_tracks(rewards, Edges(first=first, second=second, log_odds=worth))
+        edges = Edges(first=first, second=second, log_odds=worth)
+        tracks = solve_tracks(rewards, edges).tracks(edges)
         value = dict(zip(zip(first.tolist(), second.tolist(), strict=True), worth, strict=True))
         got = sum(rewards[t].sum() + sum(value[pair] for pair in itertools.pairwise(t)) for t in tracks)
         assert got == pytest.approx(best)
@@ -148,14 +149,22 @@ def test_the_flow_is_the_optimum_of_all_sets_of_tracks():
         assert len(members) == len(set(members))
 
 
-def test_log_odds_worked_out_by_hand():
-    one = np.ones(1)
-    # Equal areas at the neutral IoU: 0.3 = 6 / 20 -> shared 6 of areas 13 and 13.
-    assert link_log_odds(6 * one, 13 * one, 13 * one, 0 * one, 0.3, 0) == pytest.approx(0.0)
-    # A pole: 10 within 40. 6 (0.25 - 0.3) + 5 (1 - 0.6/1.3) - 0.15 ln 4
-    assert link_log_odds(10 * one, 10 * one, 40 * one, 0 * one, 0.3, 0) == pytest.approx(2.184364)
-    # Half of that across one missing slice, and 4 (0.75 - 0.5) less for a far centroid.
-    assert link_log_odds(10 * one, 40 * one, 10 * one, 0.75 * one, 0.3, 1) == pytest.approx((2.184364 - 1) / 2)
+@pytest.mark.parametrize(
+    ("shared", "area_a", "area_b", "shift", "score", "missing", "expected"),
+    [
+        # Equal areas at the neutral IoU: 0.3 = 6 / 20 -> shared 6 of areas 13 and 13.
+        (6, 13, 13, 0, 0.5, 0, 0.0),
+        # A pole: 10 within 40. 6 (0.25 - 0.3) + 5 (1 - 0.6/1.3) - 0.15 ln 4
+        (10, 10, 40, 0, 0.5, 0, 2.184364),
+        # Half of that across one missing slice, and 4 (0.75 - 0.5) less for a far centroid.
+        (10, 40, 10, 0.75, 0.5, 1, (2.184364 - 1) / 2),
+        # Two units of score weight for 0.4 above one half.
+        (6, 13, 13, 0, 0.9, 0, 0.8),
+    ],
+)
+def test_log_odds_worked_out_by_hand(shared, area_a, area_b, shift, score, missing, expected):
+    features = pair_features(*(np.array([float(v)]) for v in (shared, area_a, area_b, shift, score)))
+    assert link_log_odds(features, 0.3, missing, LinkWeights(score=2.0)) == pytest.approx(expected)
 
 
 # --- masks ---------------------------------------------------------------------------------------------------

@@ -2,12 +2,17 @@
 
 nodes       detections pasted once, as crops, in an order that does not depend on the input's
 duplicates  several detections of one thing in one slice
+alternatives  one object or two: readings of a slice that exclude each other
 affinity    log-odds that two detections of different slices are one object
+views       what passes along other axes say of that
 flow        the best set of tracks, exactly
+baselines   the field's usual ways, for comparison
+scores      how sure the slices were; calibration
 reassembly  tracks to masks: gaps filled, shared voxels settled
+joins       how firm each join is
 linker      `link`, the steps in order
 """
 
-from medseg.linking.linker import link
+from medseg.linking.linker import LinkingResult, link, link_in_detail
 
-__all__ = ["link"]
+__all__ = ["LinkingResult", "link", "link_in_detail"]

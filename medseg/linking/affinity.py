@@ -6,13 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.linking.nodes import Nodes
-from medseg.values.plan import LinkingPlan
+from medseg.linking.views import Views
+from medseg.values.plan import LinkingPlan, LinkWeights
 
-#: Weights of the log-odds (natural logarithm) that two masks are one object; see `link_log_odds`.
-IOU_WEIGHT = 6.0
-CONTAINED_WEIGHT = 5.0
-AREA_WEIGHT = -0.15
-SHIFT_WEIGHT = -4.0
 #: Ties are broken by up to this much: far above the solver's tolerance, far below anything that was measured.
 TIE = 1e-4
 
@@ -36,66 +32,110 @@ def missing_slices(gap_mm: float, slice_spacing_mm: float) -> int:
     return int(np.floor(gap_mm / slice_spacing_mm + 1e-6))
 
 
-def link_log_odds(
+def pair_features(
     shared: NDArray[np.float64],
     area_a: NDArray[np.float64],
     area_b: NDArray[np.float64],
     shift_in_diameters: NDArray[np.float64],
-    neutral_iou: float,
-    missing: int,
+    score: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return the log-odds that two masks show one object.
+    """Return [P, 5] what speaks for and against one object, in the order of `LinkWeights`.
 
-    A sum of four terms, divided by 1 + the number of slices missing between them (overlap says less the
-    further apart):
-
-    - IoU of the masks, less ``neutral_iou``;
-    - intersection over the smaller mask, less the value it has for equal areas at ``neutral_iou``. Near an
-      object's pole the areas differ much and the IoU is low, but the smaller mask lies within the larger;
-    - the logarithm of the area ratio;
-    - the shift of the centroids beyond half a diameter of the larger mask.
-
-    So two masks of equal area whose centroids are close have log-odds 0 exactly at ``neutral_iou``.
+    IoU of the masks; intersection over the smaller mask (near an object's pole the areas differ much and the
+    IoU is low, but the smaller mask lies within the larger); logarithm of larger over smaller area; shift of the
+    centroids beyond half a diameter of the larger mask; the score above 0.5.
 
     Args:
         shared: [P] pixels in both masks.
         area_a, area_b: [P] pixels of each.
-        shift_in_diameters: [P] distance of the centroids over the diameter of a disc of the larger area.
-        neutral_iou: IoU at which one object is as likely as two.
-        missing: slices between the two.
+        shift_in_diameters: [P] distance of the centroids over the diameter of a disc of the larger area, both in mm.
+        score: [P] the lower of the two scores.
     """
     small, large = np.minimum(area_a, area_b), np.maximum(area_a, area_b)
-    evidence = (
-        IOU_WEIGHT * (shared / (small + large - shared) - neutral_iou)
-        + CONTAINED_WEIGHT * (shared / small - 2 * neutral_iou / (1 + neutral_iou))
-        + AREA_WEIGHT * np.log(large / small)
-        + SHIFT_WEIGHT * np.maximum(0.0, shift_in_diameters - 0.5)
+    return np.column_stack(
+        [
+            shared / (small + large - shared),
+            shared / small,
+            np.log(large / small),
+            np.maximum(0.0, shift_in_diameters - 0.5),
+            score - 0.5,
+        ]
     )
-    return evidence / (1 + missing)
 
 
-def build_edges(nodes: Nodes, spacing_mm: tuple[float, float, float], config: LinkingPlan) -> Edges:
+def neutral_features(iou: float) -> NDArray[np.float64]:
+    """Return [5] the `pair_features` of two masks of equal area and place that overlap with this IoU."""
+    return np.array([iou, 2 * iou / (1 + iou), 0.0, 0.0, 0.0])
+
+
+def link_log_odds(
+    features: NDArray[np.float64], neutral_iou: float, missing: int, weights: LinkWeights
+) -> NDArray[np.float64]:
+    """Return [P] log-odds (natural logarithm) that two masks show one object.
+
+    The weighted sum of the features less those at ``neutral_iou``, over 1 + the number of slices missing between
+    the two (overlap says less the further apart). So two masks of equal area whose centroids are close have
+    log-odds 0 exactly at ``neutral_iou``. The default weights were set on simulated ellipsoids.
+
+    Args:
+        features: [P, 5], see `pair_features`.
+        neutral_iou: IoU at which one object is as likely as two.
+        missing: slices between the two.
+        weights: of the features.
+    """
+    worth = np.array([weights.iou, weights.contained, weights.area, weights.shift, weights.score])
+    return (features - neutral_features(neutral_iou)) @ worth / (1 + missing)
+
+
+def centroid_shifts(
+    nodes: Nodes, first: NDArray[np.intp], second: NDArray[np.intp], pixel_mm: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Return [P] distance of the centroids in the plane over the diameter of a disc of the larger area."""
+    distance_mm = np.linalg.norm((nodes.centroids[first] - nodes.centroids[second]) * pixel_mm, axis=1)
+    area_mm2 = np.maximum(nodes.areas[first], nodes.areas[second]) * pixel_mm[0] * pixel_mm[1]
+    return distance_mm / np.sqrt(4 / np.pi * area_mm2)
+
+
+def build_edges(
+    nodes: Nodes,
+    spacing_mm: tuple[float, float, float],
+    config: LinkingPlan,
+    shares: NDArray[np.float64] | None = None,
+    views: Views | None = None,
+) -> Edges:
     """Join detections of one label in neighbouring slices and over gaps of up to ``gap_mm``.
 
     Only edges with log-odds above 0 are kept: no best set of tracks uses another, since cutting a track
     there costs nothing.
+
+    Args:
+        nodes: the detections.
+        spacing_mm: of the grid, (slice, row, column).
+        config: thresholds and weights.
+        shares: [N] in 0..1, what part of a detection a node stands for; an edge counts as the mean of its two.
+        views: detections of passes along other axes; their agreement (-1..1) times ``weights.view`` is added.
     """
     parts = [(np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0))]
-    pixel_mm = np.array(spacing_mm[1:])
+    pixel_mm = spacing_mm[1:]
+    most_view = config.weights.view if views is not None else 0.0
     for missing in range(missing_slices(config.gap_mm, spacing_mm[0]) + 1):
         neutral = config.gap_iou if missing else config.link_iou
         first, second = nodes.pairs(missing + 1)
         area_a, area_b = nodes.areas[first].astype(np.float64), nodes.areas[second].astype(np.float64)
-        distance_mm = np.linalg.norm((nodes.centroids[first] - nodes.centroids[second]) * pixel_mm, axis=1)
-        shift = distance_mm / np.sqrt(4 / np.pi * np.maximum(area_a, area_b) * pixel_mm.prod())
+        shift = centroid_shifts(nodes, first, second, pixel_mm)
+        score = np.minimum(nodes.scores[first], nodes.scores[second])
         # The windows bound the intersection: most pairs are out before any mask is looked at.
-        a, b = nodes.windows[first], nodes.windows[second]
-        window = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).prod(axis=1)
-        most = np.minimum(window, np.minimum(area_a, area_b)).astype(np.float64)
-        near = link_log_odds(most, area_a, area_b, shift, neutral, missing) > 0
-        first, second, area_a, area_b, shift = first[near], second[near], area_a[near], area_b[near], shift[near]
+        most = np.minimum(nodes.window_overlap(first, second), np.minimum(area_a, area_b)).astype(np.float64)
+        bound = link_log_odds(pair_features(most, area_a, area_b, shift, score), neutral, missing, config.weights)
+        near = bound + most_view / (1 + missing) > 0
+        first, second = first[near], second[near]
         shared = nodes.intersections(first, second).astype(np.float64)
-        log_odds = link_log_odds(shared, area_a, area_b, shift, neutral, missing)
+        features = pair_features(shared, area_a[near], area_b[near], shift[near], score[near])
+        log_odds = link_log_odds(features, neutral, missing, config.weights)
+        if views is not None:
+            log_odds += config.weights.view * views.agreement(nodes, first, second) / (1 + missing)
+        if shares is not None:
+            log_odds *= (shares[first] + shares[second]) / 2
         log_odds -= TIE * _unit_hash(nodes.keys[first], nodes.keys[second])
         keep = log_odds > 0
         parts.append((first[keep], second[keep], log_odds[keep]))

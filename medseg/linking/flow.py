@@ -13,12 +13,19 @@ the others, and is contained in ``min_score`` and ``link_iou``. This is a flow t
 constraint matrix is totally unimodular (edges over gaps included), so the optimum of the linear programme
 is whole (Zhang, Li & Nevatia, "Global data association for multi-object tracking using network flows",
 CVPR 2008; Schrijver, Combinatorial Optimization, ch. 13).
+
+Competing readings of a slice (`alternatives`) add f_i + f_j <= 1 for nodes that exclude each other and f_i = f_j for
+those that go together, and the proof ends there: three nodes that exclude each other pairwise give halves. Connected
+components with such pairs go to branch and bound first, which says which of the readings to leave out; what is
+left is a flow again.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse.csgraph import connected_components
 
 from medseg.linking.affinity import TIE, Edges
@@ -26,6 +33,8 @@ from medseg.linking.affinity import TIE, Edges
 #: Small components are solved together, up to about this many edges: their optima are independent, and a
 #: call of the solver costs more than a small problem.
 EDGES_PER_CALL = 20000
+#: Worth of a node that the choice between alternatives has settled: more than any track could gain by leaving it.
+FORCED = 1000.0
 
 
 def node_rewards(scores: NDArray[np.float64], min_score: float) -> NDArray[np.float64]:
@@ -38,62 +47,177 @@ def node_rewards(scores: NDArray[np.float64], min_score: float) -> NDArray[np.fl
     return log_odds(scores) - log_odds(min_score) + TIE
 
 
-def solve_tracks(rewards: NDArray[np.float64], edges: Edges) -> list[list[int]]:
-    """Return the best set of tracks.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """The best set of tracks, and what it takes to see how firm it is.
+
+    Attributes:
+        taken: [N] bool.
+        followed: [E] bool.
+        open: [N] bool, nodes that were not left out for an alternative.
+        forced: [N] bool, nodes that had to be taken since they go together with another.
+        prices_in, prices_out: [N] float64 at least 0, dual values of the two constraints of each node.
+        gap: the largest relative distance of a branch and bound to its bound; 0 where all were solved.
+    """
+
+    taken: NDArray[np.bool_]
+    followed: NDArray[np.bool_]
+    open: NDArray[np.bool_]
+    forced: NDArray[np.bool_]
+    prices_in: NDArray[np.float64]
+    prices_out: NDArray[np.float64]
+    gap: float
+
+    def tracks(self, edges: Edges) -> list[list[int]]:
+        """Return node positions of each track by ascending slice, ordered by their first node."""
+        successor = np.full(len(self.taken), -1, np.intp)
+        successor[edges.first[self.followed]] = edges.second[self.followed]
+        started = self.taken.copy()
+        started[edges.second[self.followed]] = False
+        tracks = []
+        for start in np.flatnonzero(started).tolist():
+            track = [start]
+            while successor[track[-1]] >= 0:
+                track.append(int(successor[track[-1]]))
+            tracks.append(track)
+        return tracks
+
+
+_NO_PAIRS = np.zeros((0, 2), np.intp)
+
+
+def solve_tracks(
+    rewards: NDArray[np.float64],
+    edges: Edges,
+    exclusive: NDArray[np.intp] = _NO_PAIRS,
+    together: NDArray[np.intp] = _NO_PAIRS,
+    node_limit: int = 10000,
+) -> Solution:
+    """Find the best set of tracks.
 
     Args:
         rewards: [N] worth of taking each node.
         edges: worth of following each edge, more than 0, from a lower to a higher slice.
-
-    Returns:
-        Tracks as node positions by ascending slice, ordered by their first node; every node is in at most one.
+        exclusive: [X, 2] nodes of which at most one is taken.
+        together: [T, 2] nodes that are taken together or not at all.
+        node_limit: of branch and bound, per connected component; never seconds, so that results are the same again.
     """
     n = len(rewards)
-    taken, followed = rewards > 0, np.zeros(len(edges.first), np.bool_)
-    out_degree, in_degree = np.bincount(edges.first, minlength=n), np.bincount(edges.second, minlength=n)
-    graph = sparse.coo_array((np.ones(len(edges.first)), (edges.first, edges.second)), shape=(n, n))
+    ends = np.concatenate([np.column_stack([edges.first, edges.second]), exclusive, together])
+    graph = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
     count, component = connected_components(graph, directed=False)
+    allowed, forced, gap = np.ones(n, np.bool_), np.zeros(n, np.bool_), 0.0
+    for part in np.unique(component[np.concatenate([exclusive, together]).ravel()]).tolist():
+        members = np.flatnonzero(component == part)
+        pairs = [p[component[p[:, 0]] == part] for p in (exclusive, together)]
+        arcs = np.flatnonzero(component[edges.first] == part)
+        chosen, part_gap = _choose(rewards, edges, members, arcs, pairs[0], pairs[1], node_limit)
+        gap = max(gap, part_gap)
+        bound = np.concatenate(pairs).ravel()
+        allowed[bound] = chosen[np.searchsorted(members, bound)]
+        linked = pairs[1].ravel()
+        forced[linked] = allowed[linked]
+    rewards = np.where(forced, FORCED, rewards)
+    usable = allowed[edges.first] & allowed[edges.second]
+    taken, followed = allowed & (rewards > 0), usable.copy()
+    prices_in, prices_out = np.zeros(n), np.zeros(n)
+    out_degree = np.bincount(edges.first[usable], minlength=n)
+    in_degree = np.bincount(edges.second[usable], minlength=n)
     # Where no node has a choice and all are worth taking, every edge is followed.
     hard = np.zeros(count, np.bool_)
-    hard[component[(out_degree > 1) | (in_degree > 1) | (rewards <= 0)]] = True
-    followed[~hard[component[edges.first]]] = True
-    sizes = np.bincount(component[edges.first], minlength=count)
+    hard[component[allowed & ((out_degree > 1) | (in_degree > 1) | (rewards <= 0))]] = True
+    sizes = np.bincount(component[edges.first[usable]], minlength=count)
     hard &= sizes > 0
     members = np.flatnonzero(hard)
-    if len(members):
-        batches = np.cumsum(sizes[members]) // EDGES_PER_CALL
-        for batch in np.unique(batches):
-            chosen = np.zeros(count, np.bool_)
-            chosen[members[batches == batch]] = True
-            nodes, arcs = np.flatnonzero(chosen[component]), np.flatnonzero(chosen[component[edges.first]])
-            taken[nodes], followed[arcs] = _solve(rewards, edges, nodes, arcs)
-    successor = np.full(n, -1, np.intp)
-    successor[edges.first[followed]] = edges.second[followed]
-    started = taken.copy()
-    started[edges.second[followed]] = False
-    tracks = []
-    for start in np.flatnonzero(started).tolist():
-        track = [start]
-        while successor[track[-1]] >= 0:
-            track.append(int(successor[track[-1]]))
-        tracks.append(track)
-    return tracks
+    batches = np.cumsum(sizes[members]) // EDGES_PER_CALL
+    for batch in np.unique(batches):
+        chosen = np.zeros(count, np.bool_)
+        chosen[members[batches == batch]] = True
+        nodes = np.flatnonzero(chosen[component] & allowed)
+        arcs = np.flatnonzero(chosen[component[edges.first]] & usable)
+        taken[nodes], followed[arcs], prices_in[nodes], prices_out[nodes] = _solve(rewards, edges, nodes, arcs)
+    return Solution(
+        taken=taken,
+        followed=followed,
+        open=allowed,
+        forced=forced,
+        prices_in=prices_in,
+        prices_out=prices_out,
+        gap=gap,
+    )
 
 
-def _solve(
-    rewards: NDArray[np.float64], edges: Edges, nodes: NDArray[np.intp], arcs: NDArray[np.intp]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Solve the linear programme over some nodes and edges; return which are taken and which followed."""
+def _constraints(edges: Edges, nodes: NDArray[np.intp], arcs: NDArray[np.intp], count: int) -> sparse.csc_array:
+    """Return the [2n, n + e] matrix of "edges in - f <= 0" above "edges out - f <= 0" over some nodes and edges."""
     n, e = len(nodes), len(arcs)
-    position = np.full(len(rewards), -1, np.intp)
+    position = np.full(count, -1, np.intp)
     position[nodes] = np.arange(n)
     row = np.concatenate([position[edges.second[arcs]], n + position[edges.first[arcs]]])
     incidence = sparse.coo_array((np.ones(2 * e), (row, np.tile(np.arange(e), 2))), shape=(2 * n, e))
     minus = -sparse.eye_array(n)
-    constraints = sparse.hstack([sparse.vstack([minus, minus]), incidence], format="csc")
+    return sparse.hstack([sparse.vstack([minus, minus]), incidence], format="csc")
+
+
+def _solve(
+    rewards: NDArray[np.float64], edges: Edges, nodes: NDArray[np.intp], arcs: NDArray[np.intp]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Solve the linear programme over some nodes and edges.
+
+    Returns:
+        Which nodes are taken, which edges followed, and the dual values of the nodes' constraints.
+    """
+    n = len(nodes)
     cost = -np.concatenate([rewards[nodes], edges.log_odds[arcs]])
+    constraints = _constraints(edges, nodes, arcs, len(rewards))
     result = linprog(cost, A_ub=constraints, b_ub=np.zeros(2 * n), bounds=(0, 1), method="highs-ds")
     assert result.status == 0, f"the flow has no optimum: {result.message}"
     whole = np.round(result.x)
     assert np.abs(result.x - whole).max(initial=0.0) < 1e-6, "the flow is not whole"
-    return whole[:n] > 0, whole[n:] > 0
+    prices = np.maximum(0.0, -result.ineqlin.marginals)
+    return whole[:n] > 0, whole[n:] > 0, prices[:n], prices[n:]
+
+
+def _choose(
+    rewards: NDArray[np.float64],
+    edges: Edges,
+    nodes: NDArray[np.intp],
+    arcs: NDArray[np.intp],
+    exclusive: NDArray[np.intp],
+    together: NDArray[np.intp],
+    node_limit: int,
+) -> tuple[NDArray[np.bool_], float]:
+    """Choose between the alternatives of one component by branch and bound.
+
+    Only the nodes of pairs need to be whole: with those fixed, the rest is a flow.
+
+    Returns:
+        Which nodes are taken, and the relative gap. Where the limit is reached before anything was found, the nodes
+        of higher reward are taken one after the other, and the gap is infinite.
+    """
+    n, e = len(nodes), len(arcs)
+    pairs = [np.searchsorted(nodes, p) for p in (exclusive, together)]
+    extra = []
+    for p, sign in zip(pairs, (1.0, -1.0), strict=True):
+        row = np.repeat(np.arange(len(p)), 2)
+        extra.append(sparse.coo_array((np.tile([1.0, sign], len(p)), (row, p.ravel())), shape=(len(p), n + e)))
+    whole = np.zeros(n + e)
+    whole[np.concatenate(pairs).ravel()] = 1
+    result = milp(
+        -np.concatenate([rewards[nodes], edges.log_odds[arcs]]),
+        integrality=whole,
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(_constraints(edges, nodes, arcs, len(rewards)), -np.inf, 0),
+            LinearConstraint(extra[0].tocsc(), -np.inf, 1),
+            LinearConstraint(extra[1].tocsc(), 0, 0),
+        ],
+        options={"node_limit": node_limit, "mip_rel_gap": 0.0},
+    )
+    if result.x is not None:
+        return np.round(result.x[:n]) > 0, float(result.mip_gap or 0.0)
+    chosen = np.ones(n, np.bool_)
+    chosen[pairs[1].ravel()] = False
+    for i, j in pairs[0][np.argsort(-rewards[exclusive].max(axis=1, initial=-np.inf), kind="stable")].tolist():
+        if chosen[i] and chosen[j]:
+            chosen[j if rewards[nodes[i]] >= rewards[nodes[j]] else i] = False
+    return chosen, float("inf")

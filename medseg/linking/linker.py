@@ -1,6 +1,7 @@
 """Detections per slice -> objects: the steps of `link` in order."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from highdicom import VolumeGeometry
@@ -10,11 +11,15 @@ from scipy.sparse.csgraph import connected_components
 
 from medseg.labels import LabelTable
 from medseg.linking.affinity import Edges, build_edges
+from medseg.linking.alternatives import Readings, find_readings, plain_readings
 from medseg.linking.baselines import BASELINES
 from medseg.linking.duplicates import drop_duplicates
-from medseg.linking.flow import node_rewards, solve_tracks
+from medseg.linking.flow import Solution, solve_tracks
+from medseg.linking.joins import Join, join_confidences
 from medseg.linking.nodes import Nodes, build_nodes
-from medseg.linking.reassembly import Object3D, build_object, expected_slices, object_score, settle
+from medseg.linking.reassembly import Object3D, build_object, settle
+from medseg.linking.scores import calibrated, object_score, unseen_slices
+from medseg.linking.views import Views
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
@@ -23,16 +28,55 @@ from medseg.values.plan import LinkingPlan
 #: Scores come as float32; one that was 0.3 there still reaches a threshold of 0.3.
 _ROUNDING = 1e-6
 
+#: Detections of a pass along another axis, and the grid that they refer to.
+Pass = tuple[Sequence[Detections], VolumeGeometry]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinkingResult:
+    """Objects, and how firm they are.
+
+    Attributes:
+        instances: the objects.
+        joins: every pair of detections that was taken for one object, by instance and slice; none for a baseline.
+        optimality_gap: 0 where the optimum was found; otherwise the largest relative distance to its bound where
+            ``node_limit`` ended the search, infinite where it ended before anything was found.
+    """
+
+    instances: InstanceSet
+    joins: tuple[Join, ...]
+    optimality_gap: float
+
+    def doubtful_joins(self, below: float) -> tuple[Join, ...]:
+        """Return the joins of less confidence (log-odds) than this, the least first."""
+        return tuple(sorted((j for j in self.joins if j.confidence < below), key=lambda j: j.confidence))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Linked:
+    """What the steps leave: the instances, the nodes of each, and the graph."""
+
+    instances: InstanceSet
+    members: list[tuple[int, ...]]
+    readings: Readings
+    edges: Edges
+    solution: Solution | None
+
 
 def link(
-    detections: Sequence[Detections], geometry: VolumeGeometry, labels: LabelTable, config: LinkingPlan
+    detections: Sequence[Detections],
+    geometry: VolumeGeometry,
+    labels: LabelTable,
+    config: LinkingPlan,
+    views: Sequence[Pass] = (),
 ) -> InstanceSet:
     """Link the detections of all slices into 3-D objects.
 
-    Detections of one slice that show the same thing are reduced to one (`duplicates`), the others are joined
-    along the slice axis by an exact minimum-cost flow (`affinity`, `flow`), and tracks become masks, missed
-    slices filled (`reassembly`). Each track is an object, so objects that touch stay apart; for a label of
-    kind `single` the tracks that belong together are united and the others left out (`unite_single`).
+    Detections of one slice that show the same thing are reduced to one (`duplicates`) or kept as readings that
+    compete (`alternatives`), the others are joined along the slice axis by an exact minimum-cost flow (`affinity`,
+    `flow`), and tracks become masks, missed slices filled (`reassembly`). Each track is an object, so objects that
+    touch stay apart; for a label of kind `single` the tracks that belong together are united and the others left out
+    (`unite_single`).
 
     Neither the order of detections nor turning the volume upside down changes the objects. Memory grows with
     the detections and objects, not with the volume.
@@ -43,21 +87,80 @@ def link(
         geometry: the grid of the volume.
         labels: the label table; its kinds decide what an object is.
         config: thresholds; see `LinkingPlan`.
+        views: detections of passes along other axes of the same volume, each with the grid (``geometry`` in another
+            axis order) that its slices, rows and columns refer to. They make no objects of their own, but speak for
+            and against joins with the weight ``config.weights.view``.
 
     Returns:
-        Objects ordered by label id, first slice, row and column. The score is the mean of the detections'
-        scores over the slices that should show the object, those that do not counting 0.
+        Objects ordered by label id, first slice, row and column. The score is that of `scores.object_score`,
+        through ``config.calibration`` where there is one.
 
     Raises:
         InputError: a slice outside the volume, an unknown label, a score outside 0..1, values not finite.
+        GeometryError: a view on another grid.
     """
+    return _link(detections, geometry, labels, config, views).instances
+
+
+def link_in_detail(
+    detections: Sequence[Detections],
+    geometry: VolumeGeometry,
+    labels: LabelTable,
+    config: LinkingPlan,
+    views: Sequence[Pass] = (),
+) -> LinkingResult:
+    """Link as `link` does, and say how firm each join is and whether the optimum was found."""
+    linked = _link(detections, geometry, labels, config, views)
+    solution = linked.solution
+    if solution is None:
+        return LinkingResult(instances=linked.instances, joins=(), optimality_gap=0.0)
+    nodes, edges = linked.readings.nodes, linked.edges
+    confidence = join_confidences(linked.readings.rewards, edges, solution)
+    owner = np.zeros(len(nodes), np.int64)
+    for instance, members in zip(linked.instances, linked.members, strict=True):
+        owner[list(members)] = instance.id
+    joins = []
+    for e in np.flatnonzero(solution.followed & (owner[edges.first] > 0)).tolist():
+        a, b = int(edges.first[e]), int(edges.second[e])
+        z = int(nodes.slices[a]), int(nodes.slices[b])
+        row, column = (nodes.centroids[a] + nodes.centroids[b]) / 2
+        x, y, s = (geometry.affine @ [(z[0] + z[1]) / 2, row, column, 1.0])[:3].tolist()
+        joins.append(
+            Join(
+                instance=int(owner[a]),
+                slices=z,
+                point_mm=(x, y, s),
+                log_odds=float(edges.log_odds[e]),
+                confidence=float(confidence[e]),
+            )
+        )
+    joins.sort(key=lambda j: (j.instance, j.slices, j.point_mm))
+    return LinkingResult(instances=linked.instances, joins=tuple(joins), optimality_gap=solution.gap)
+
+
+def _link(
+    detections: Sequence[Detections],
+    geometry: VolumeGeometry,
+    labels: LabelTable,
+    config: LinkingPlan,
+    views: Sequence[Pass],
+) -> _Linked:
     spacing_mm = spacing_of(geometry)
     depth, rows, columns = geometry.spatial_shape
     shape = (rows, columns)
-    nodes = drop_duplicates(build_nodes(detections, geometry, labels, config.mask_threshold), labels, config)
-    edges = build_edges(nodes, spacing_mm, config)
+    compete = config.method == "flow" and config.alternative_prior > 0
+    detected = build_nodes(detections, geometry, labels, config.mask_threshold)
+    detected = drop_duplicates(detected, labels, config, contained=not compete)
+    readings = find_readings(detected, labels, spacing_mm, config) if compete else plain_readings(detected, config)
+    nodes = readings.nodes
+    others = Views.build(views, geometry, labels, config.mask_threshold) if views else None
+    edges = build_edges(nodes, spacing_mm, config, readings.shares, others)
+    solution = None
     if config.method == "flow":
-        tracks = solve_tracks(node_rewards(nodes.scores, config.min_score), edges)
+        solution = solve_tracks(
+            readings.rewards, edges, readings.exclusive, readings.together, node_limit=config.node_limit
+        )
+        tracks = solution.tracks(edges)
     else:
         tracks = BASELINES[config.method](nodes, spacing_mm, config)
 
@@ -65,15 +168,16 @@ def link(
         return labels[int(nodes.labels[track[0]])].kind == "single"
 
     def score(track: list[int]) -> float:
-        ratio = 0.0 if single(track) else config.length_ratio  # parts of an organ may well be flat
-        return object_score(nodes, track, expected_slices(nodes, track, spacing_mm, depth, ratio))
+        # parts of an organ may well be flat
+        unseen = 0 if single(track) else unseen_slices(nodes, track, spacing_mm, depth, config.length_ratio)
+        return object_score(nodes, [track], unseen)
 
     scores = {track[0]: score(track) for track in tracks}
     tracks = [track for track in tracks if scores[track[0]] >= config.min_score - _ROUNDING]
     apart = [track for track in tracks if not single(track)]
     united = unite_single(nodes, [track for track in tracks if single(track)], edges, config.part_fraction)
     objects = [build_object(nodes, [track], scores[track[0]], spacing_mm, shape) for track in apart]
-    objects += [build_object(nodes, group, None, spacing_mm, shape) for group in united]
+    objects += [build_object(nodes, group, object_score(nodes, group, 0), spacing_mm, shape) for group in united]
     objects = [o for o in objects if _extent_mm(o, spacing_mm[0]) >= config.min_extent_mm - _ROUNDING]
     settle(objects, nodes, shape)
 
@@ -84,10 +188,17 @@ def link(
             continue
         volume_ml = np.count_nonzero(crop[0]) * float(np.prod(spacing_mm)) / 1000
         if volume_ml >= config.min_volume_ml.get(obj.label, 0.0):
-            instance = Instance(id=1, label=obj.label, mask=crop[0], offset=crop[1], score=min(1.0, obj.score))
-            found.append((obj.key, instance))
-    found.sort(key=lambda entry: (entry[1].label, entry[1].offset, entry[0]))
-    return InstanceSet.build((instance for _, instance in found), geometry, labels)
+            probability = calibrated(min(1.0, obj.score), config.calibration)
+            instance = Instance(id=1, label=obj.label, mask=crop[0], offset=crop[1], score=probability)
+            found.append(((obj.label, crop[1], obj.key), instance, obj.nodes))
+    found.sort(key=lambda entry: entry[0])
+    return _Linked(
+        instances=InstanceSet.build((instance for _, instance, _ in found), geometry, labels),
+        members=[members for *_, members in found],
+        readings=readings,
+        edges=edges,
+        solution=solution,
+    )
 
 
 def unite_single(

@@ -28,8 +28,10 @@ class Nodes:
         windows: [N, 4] int64, first row, first column, row end, column end of each crop in its slice.
         areas: [N] int64, pixels.
         centroids: [N, 2] float64, row and column of the centre of mass, in pixel indices.
-        boxes: [N, 4] float32, and
-        probabilities: N float32 maps [M, M], as they were detected; kept to paste again where objects compete.
+        boxes: [N, 4] float32, x1 y1 x2 y2 in pixels.
+        sources: N tuples of positions in ``detected``: the detection that a node is (or is a part of, or several
+            that it unites).
+        detected: box and [M, M] float32 probabilities of each detection; kept to paste again where they are needed.
     """
 
     labels: NDArray[np.int64]
@@ -41,7 +43,8 @@ class Nodes:
     areas: NDArray[np.int64]
     centroids: NDArray[np.float64]
     boxes: NDArray[np.float32]
-    probabilities: tuple[NDArray[np.float32], ...]
+    sources: tuple[tuple[int, ...], ...]
+    detected: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -58,8 +61,15 @@ class Nodes:
             areas=self.areas[index],
             centroids=self.centroids[index],
             boxes=self.boxes[index],
-            probabilities=tuple(self.probabilities[i] for i in index),
+            sources=tuple(self.sources[i] for i in index),
+            detected=self.detected,
         )
+
+    def window_overlap(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Return [P], how many pixels the windows of each pair share: at least as many as the masks."""
+        a, b = self.windows[first], self.windows[second]
+        sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+        return np.maximum(sides, 0).prod(axis=1)
 
     def intersections(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return [P], how many pixels the masks of each pair share when laid over each other."""
@@ -147,7 +157,8 @@ def build_nodes(
         areas=areas,
         centroids=np.array(centres, np.float64).reshape(-1, 2) / areas[:, None] + windows[:, :2],
         boxes=np.array([part.boxes[i] for *_, part, i, _ in found], np.float32).reshape(-1, 4),
-        probabilities=tuple(part.masks[i] for *_, part, i, _ in found),
+        sources=tuple((k,) for k in range(len(found))),
+        detected=tuple((part.boxes[i], part.masks[i]) for *_, part, i, _ in found),
     )
 
 

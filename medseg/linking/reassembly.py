@@ -1,6 +1,6 @@
 """From tracks to 3-D objects: missed slices are filled and no voxel belongs to two objects of one label."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +32,7 @@ class Object3D:
     Attributes:
         label: label id.
         nodes: positions of its detections.
-        score: 0..1, see `object_score`.
+        score: 0..1, see `scores.object_score`.
         key: checksum of its detections; breaks ties without knowing the slice.
         patches: slice index -> its mask there.
         filled: slices that were filled in, without a detection.
@@ -61,45 +61,10 @@ class Object3D:
         return mask, (z0, r0, c0)
 
 
-def object_score(nodes: Nodes, members: Iterable[int], slices: int) -> float:
-    """Return the mean score over the slices that should show the object.
-
-    Args:
-        nodes: all detections.
-        members: those of the object.
-        slices: how many slices should show it. One without a detection counts 0, and of several parts
-            in one slice the best counts.
-    """
-    best: dict[int, float] = {}
-    for i in members:
-        z = int(nodes.slices[i])
-        best[z] = max(best.get(z, 0.0), float(nodes.scores[i]))
-    return sum(sorted(best.values())) / max(slices, len(best))  # sorted: the sum is the same upside down
-
-
-def expected_slices(
-    nodes: Nodes, track: Sequence[int], spacing_mm: tuple[float, float, float], depth: int, length_ratio: float
-) -> int:
-    """Return how many slices should show the object of one track.
-
-    All from its first to its last, and for an object that is much shorter than it is wide as many as
-    ``length_ratio`` times its diameter in the plane covers wholly: a finding 20 mm wide in one slice of 1 mm
-    is missing from its neighbours. An object that reaches the first or last slice of the volume may go on
-    outside it, and only the slices it spans count.
-    """
-    z0, z1 = int(nodes.slices[track[0]]), int(nodes.slices[track[-1]])
-    seen = z1 - z0 + 1
-    if z0 == 0 or z1 == depth - 1:
-        return seen
-    pixels = max(int(nodes.areas[i]) for i in track)
-    diameter_mm = float(np.sqrt(4 / np.pi * pixels * spacing_mm[1] * spacing_mm[2]))
-    return max(seen, int(length_ratio * diameter_mm / spacing_mm[0] + 1e-6))
-
-
 def build_object(
     nodes: Nodes,
     tracks: Sequence[Sequence[int]],
-    score: float | None,
+    score: float,
     spacing_mm: tuple[float, float, float],
     shape: tuple[int, int],
 ) -> Object3D:
@@ -108,7 +73,7 @@ def build_object(
     Args:
         nodes: all detections.
         tracks: node positions, each track by ascending slice.
-        score: of the object; None: the mean over the slices that it has a mask in.
+        score: of the object.
         spacing_mm: of the grid, (slice, row, column).
         shape: (rows, columns) of a slice.
     """
@@ -128,7 +93,7 @@ def build_object(
     return Object3D(
         label=int(nodes.labels[members[0]]),
         nodes=members,
-        score=object_score(nodes, members, len(patches)) if score is None else score,
+        score=score,
         key=sum(int(nodes.keys[i]) for i in members),
         patches=patches,
         filled=frozenset(set(guessed) - set(seen)),
@@ -226,11 +191,14 @@ def _probability(obj: Object3D, z: int, nodes: Nodes, shape: tuple[int, int]) ->
     for i in obj.nodes:
         if nodes.slices[i] != z:
             continue
-        pasted, row, column = paste_mask(nodes.probabilities[i], nodes.boxes[i], shape)
-        a, b = max(r0, row), max(c0, column)
-        c, d = min(r1, row + pasted.shape[0]), min(c1, column + pasted.shape[1])
-        view = result[a - r0 : c - r0, b - c0 : d - c0]
-        np.maximum(view, pasted[a - row : c - row, b - column : d - column], out=view)
+        for source in nodes.sources[i]:
+            box, probability = nodes.detected[source]
+            pasted, row, column = paste_mask(probability, box, shape)
+            a, b = max(r0, row), max(c0, column)
+            c, d = min(r1, row + pasted.shape[0]), min(c1, column + pasted.shape[1])
+            if a < c and b < d:
+                view = result[a - r0 : c - r0, b - c0 : d - c0]
+                np.maximum(view, pasted[a - row : c - row, b - column : d - column], out=view)
     return result
 
 

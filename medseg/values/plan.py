@@ -175,6 +175,26 @@ class InferencePlan(_Section):
     batch_size: int = Field(8, ge=1)
 
 
+class LinkWeights(_Section):
+    """Weights of the log-odds that masks of two slices are one object (`linking.affinity.link_log_odds`).
+
+    `medseg tune-linking` fits them to a cohort.
+    """
+
+    #: Per unit of IoU of the masks.
+    iou: float = Field(6.0, ge=0)
+    #: Per unit of intersection over the smaller mask.
+    contained: float = Field(5.0, ge=0)
+    #: Per unit of the logarithm of larger over smaller area.
+    area: float = Field(-0.15, le=0)
+    #: Per diameter (of the larger mask) that the centroids lie apart, beyond half a diameter.
+    shift: float = Field(-4.0, le=0)
+    #: Per unit by which the lower of the two scores is above 0.5; 0, as scores already count for each detection.
+    score: float = Field(0.0, ge=0)
+    #: Per unit of agreement with detections of passes along other axes (-1..1), where there are any.
+    view: float = Field(0.0, ge=0)
+
+
 class LinkingPlan(_Section):
     """From detections per slice to objects (see `medseg.linking`)."""
 
@@ -187,22 +207,41 @@ class LinkingPlan(_Section):
     link_iou: float = Field(0.45, gt=0, lt=1)
     #: The same for masks with an empty slice between them.
     gap_iou: float = Field(0.5, gt=0, lt=1)
+    weights: LinkWeights = LinkWeights()
     #: Detections of one slice and class are one where their masks have this IoU ...
     duplicate_iou: float = Field(0.5, gt=0, le=1)
     #: ... or where this much of the smaller lies in the larger.
     duplicate_overlap: float = Field(0.6, gt=0, le=1)
+    #: How often a detection (not of a `single` label) shows two objects, or two show one. Where the neighbouring
+    #: slices suggest it, both readings compete; 0: detections are taken as they are, and of two the higher score.
+    alternative_prior: float = Field(0.02, ge=0, lt=0.5)
+    #: Branch-and-bound nodes for a group of detections with competing readings; beyond them the best found is taken.
+    node_limit: int = Field(10000, ge=1)
     #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
     part_fraction: float = Field(0.25, gt=0, le=1)
     mask_threshold: float = Field(0.5, gt=0, lt=1)
     #: An object (not of a `single` label) is expected to be this share of its diameter in the plane long;
     #: where it is shorter, the slices that should have shown it count 0 in its score. 0: expect nothing.
     length_ratio: float = Field(0.5, ge=0)
-    #: Objects scored lower than this are dropped; the score is the mean over the slices that should show the object.
+    #: Objects scored lower than this (before calibration) are dropped; the score is the mean over the slices that
+    #: should show the object, weighted by its area in them.
     min_score: float = Field(0.4, ge=0, le=1)
+    #: (score, probability that the object is one) knots that `medseg tune-linking` fits, both ascending; the score of
+    #: an object is read off the line through them. None: scores stay as they are.
+    calibration: tuple[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]], ...] = ()
+    #: Joins of less confidence than this (log-odds) are listed with the result.
+    doubtful_join: float = Field(1.0, ge=0)
     #: Objects shorter than this along the slice axis are dropped, mm.
     min_extent_mm: float = Field(0.0, ge=0)
     #: Smallest volume of an object per label id, ml; smaller ones are dropped.
     min_volume_ml: dict[int, float] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "LinkingPlan":
+        for column in zip(*self.calibration, strict=True):
+            if list(column) != sorted(column):
+                raise ValueError(f"calibration {self.calibration}: expected ascending scores and probabilities")
+        return self
 
 
 class Plan(_Section):

@@ -1,0 +1,107 @@
+"""What an object's score means: how sure the slices were that should have seen it."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medseg.linking.nodes import Nodes
+
+
+def object_score(nodes: Nodes, tracks: Sequence[Sequence[int]], unseen: int) -> float:
+    """Return the mean score of the slices that should show an object, each weighted by the object's area in it.
+
+    Area, because that is how much of the object a slice speaks for: a lesion's poles are a few pixels that any
+    detector scores low, and in an unweighted mean they drag a good lesion under the threshold, while a missed slice
+    through its middle should count more than one at its end.
+
+    Args:
+        nodes: all detections.
+        tracks: those of the object, each by ascending slice. A slice between two members of a track that has no
+            detection counts 0 with an area between theirs. Of several parts in a slice the best score counts, and
+            the areas add up.
+        unseen: slices beyond the ends of the object that should show it as well: score 0, the mean area.
+    """
+    best: dict[int, float] = {}
+    area: dict[int, float] = {}
+    for i in (i for track in tracks for i in track):
+        z = int(nodes.slices[i])
+        best[z] = max(best.get(z, 0.0), float(nodes.scores[i]))
+        area[z] = area.get(z, 0.0) + float(nodes.areas[i])
+    gaps: dict[int, float] = {}
+    for track in tracks:
+        for a, b in zip(track[:-1], track[1:], strict=True):
+            z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
+            for z in range(z0 + 1, z1):
+                if z not in best:
+                    between = (float(nodes.areas[a]) * (z1 - z) + float(nodes.areas[b]) * (z - z0)) / (z1 - z0)
+                    gaps[z] = gaps.get(z, 0.0) + between
+    seen = _sum(area.values())
+    return _sum(best[z] * area[z] for z in best) / (seen * (1 + unseen / len(best)) + _sum(gaps.values()))
+
+
+def unseen_slices(
+    nodes: Nodes, track: Sequence[int], spacing_mm: tuple[float, float, float], depth: int, length_ratio: float
+) -> int:
+    """Return how many slices beyond the ends of a track should show its object.
+
+    An object that is much shorter than it is wide should be as many slices long as ``length_ratio`` times its
+    diameter in the plane covers wholly: a finding 20 mm wide in one slice of 1 mm is missing from its neighbours. An
+    object that reaches the first or last slice of the volume may go on outside it: none.
+    """
+    z0, z1 = int(nodes.slices[track[0]]), int(nodes.slices[track[-1]])
+    if z0 == 0 or z1 == depth - 1:
+        return 0
+    pixels = max(int(nodes.areas[i]) for i in track)
+    diameter_mm = float(np.sqrt(4 / np.pi * pixels * spacing_mm[1] * spacing_mm[2]))
+    return max(0, int(length_ratio * diameter_mm / spacing_mm[0] + 1e-6) - (z1 - z0 + 1))
+
+
+def fit_isotonic(scores: ArrayLike, true: ArrayLike) -> tuple[tuple[float, float], ...]:
+    """Fit the non-decreasing map from score to probability that is closest to the outcomes (least squares).
+
+    Pool adjacent violators (Ayer et al., "An empirical distribution function for sampling with incomplete
+    information", Annals of Mathematical Statistics 1955; for classifiers Zadrozny & Elkan, KDD 2002). One success
+    and one failure are added to each pool, so that ten hits of ten are not called certain, and pools that the addition
+    puts out of order are pooled.
+
+    Args:
+        scores: [N] of objects.
+        true: [N], whether each was one.
+
+    Returns:
+        (score, probability) knots, both ascending, to be joined by straight lines; see `calibrated`.
+    """
+    order = np.argsort(np.asarray(scores, np.float64), kind="stable")
+    x, y = np.asarray(scores, np.float64)[order], np.asarray(true, np.float64)[order]
+    pools: list[tuple[float, float, float]] = []  # objects, sum of scores, true ones
+    values, starts = np.unique(x, return_index=True)
+    for value, group in zip(values, np.split(y, starts[1:]), strict=True):
+        pool = (float(len(group)), float(value) * len(group), float(group.sum()))
+        while pools and pools[-1][2] * pool[0] >= pool[2] * pools[-1][0]:
+            last = pools.pop()
+            pool = (last[0] + pool[0], last[1] + pool[1], last[2] + pool[2])
+        pools.append(pool)
+    smooth: list[tuple[float, float, float]] = []
+    for pool in pools:
+        while smooth and _smoothed(smooth[-1]) >= _smoothed(pool):
+            last = smooth.pop()
+            pool = (last[0] + pool[0], last[1] + pool[1], last[2] + pool[2])
+        smooth.append(pool)
+    return tuple((total / count, _smoothed((count, total, hits))) for count, total, hits in smooth)
+
+
+def calibrated(score: float, knots: Sequence[tuple[float, float]]) -> float:
+    """Return the probability that belongs to a score, constant beyond the outermost knots; the score without knots."""
+    if not knots:
+        return score
+    return float(np.interp(score, [x for x, _ in knots], [p for _, p in knots]))
+
+
+def _smoothed(pool: tuple[float, float, float]) -> float:
+    return (pool[2] + 1) / (pool[0] + 2)
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Return a sum that does not depend on the order: the same upside down."""
+    return float(np.sum(np.sort(np.fromiter(values, np.float64))))
