@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from medseg.errors import GeometryError, InputError
 from medseg.io import read_instances, write_instances
-from medseg.io.seg_nrrd import assign_layers
 from medseg.labels import Code, Label, LabelTable
 from medseg.values.geometry import AxisMap, same_grid
 from medseg.values.instances import Instance, InstanceSet, crop_to_object
+from medseg.values.layers import assign_layers
 
 SHAPE = (5, 7, 11)
 NASTY = 'Läsion "1", <script>alert(1)</script> a|b:c~d^e\\n 左腎'

@@ -5,9 +5,11 @@ a series without those UIDs can be read, but nothing that refers to it can be wr
 """
 
 import hashlib
+import re
 import uuid
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,11 @@ SHARED_ATTRIBUTES = (
     "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName",
     "ClinicalTrialSubjectID", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
     "ReferringPhysicianName", "StudyDescription", "FrameOfReferenceUID", "PositionReferenceIndicator",
+)  # fmt: skip
+#: Those that are there, if empty, even where the source does not say (type 2).
+REQUIRED_EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
 )  # fmt: skip
 _SERIES_ATTRIBUTES = (
     "Modality", "SeriesInstanceUID", "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime", "SeriesDate",
@@ -173,8 +180,30 @@ def shared_header(dataset: Dataset) -> Dataset:
             if value is None:
                 continue
             several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"
-            setattr(header, keyword, [str(v) for v in value] if several else str(value))
+            with suppress(ValueError, TypeError, OverflowError):  # a weight that is no number is no weight
+                setattr(header, keyword, [str(v) for v in value] if several else str(value))
     return header
+
+
+def add_shared(dataset: Dataset, header: Dataset) -> None:
+    """Put patient, study and frame of reference of a source (see `shared_header`) into a new object.
+
+    What the source does not say, but every object must have (type 2), is there and empty.
+    """
+    for keyword in SHARED_ATTRIBUTES:
+        if keyword in header:
+            dataset.add(header[keyword])
+        elif keyword in REQUIRED_EMPTY:
+            setattr(dataset, keyword, "")
+
+
+def content_date(header: Dataset) -> tuple[str, str]:
+    """Return date and time of a source, so that writing an object of it again gives the same file."""
+    for kind in ("Content", "Acquisition", "Series", "Study"):
+        date, time = str(header.get(f"{kind}Date") or ""), str(header.get(f"{kind}Time") or "")
+        if re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", date):
+            return date, time if re.fullmatch(r"([01]\d|2[0-3])[0-5]\d[0-5]\d(\.\d{1,6})?", time) else "000000"
+    return "20000101", "000000"
 
 
 def derive_uid(*parts: str) -> str:

@@ -5,16 +5,13 @@ volume x segments. Frames are placed by their positions in the patient; where th
 to lie on it.
 """
 
-import json
 import warnings
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from highdicom import VolumeGeometry
-from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -23,26 +20,15 @@ from pydicom.pixels import iter_pixels
 from medseg.errors import GeometryError, InputError, MedsegError
 from medseg.io.dicom_context import DicomContext, ImageReference, shared_header
 from medseg.io.dicom_files import first_line
-from medseg.labels import Code, Colour, Label, LabelTable, one_line, palette_colour
+from medseg.io.dicom_seg_labels import Algorithm, algorithm_of, noted_by_medseg, segment_labels
 from medseg.values.geometry import check_affine, spacing_of
 from medseg.values.instances import Instance, InstanceSet
 from medseg.values.placement import place
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
-#: Private block (PS3.5 7.8) with labels and scores, which the segments have no attribute for.
-PRIVATE_GROUP, PRIVATE_CREATOR, PRIVATE_ELEMENT = 0x0063, "MEDSEG", 0x01
 #: How far a frame may lie from its place in an even, rectangular stack.
 TOLERANCE_MM = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Algorithm:
-    """How a segment came about: SegmentAlgorithmType, name and version (PS3.3 C.8.20.2)."""
-
-    type: str
-    name: str = ""
-    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +125,17 @@ def _segmentation(
 ) -> Segmentation:
     grid = image.geometry if isinstance(image, DicomContext) else image
     notes = _check_partner(dataset, path, image, ignore_frame_of_reference) if image is not None else []
-    frames = [_frame(dataset, index) for index in range(int(dataset.get("NumberOfFrames") or 1))]
+    frames = _frames(dataset)
     geometry, slices = _stack(dataset, frames, grid, path)
     described = {int(item.SegmentNumber): item for item in dataset.SegmentSequence}
     if str(dataset.SOPClassUID) == LABELMAP_SEGMENTATION:
         described.pop(0, None)  # the background
-    labels, table = _labels(dataset, list(described.values()))
+    labels, table = segment_labels(dataset, list(described.values()))
     pieces = _pieces(dataset, frames, slices, path)
     unknown = sorted(set(pieces) - set(described))
     if unknown:
         raise InputError(f"{path}: voxels of segments {unknown[:10]} that SegmentSequence does not describe")
-    details = _private(dataset).get("segments", {})
+    details = noted_by_medseg(dataset).get("segments", {})
     instances, algorithms = [], []
     for (number, item), label in zip(described.items(), labels, strict=True):
         if number not in pieces:
@@ -162,7 +148,7 @@ def _segmentation(
                 id=1, label=label, mask=mask, offset=offset, score=float(own.get("score", 1.0)), source_id=source_id
             )
         )
-        algorithms.append(_algorithm(item))
+        algorithms.append(algorithm_of(item))
     found = InstanceSet.build(instances, geometry, table)
     if grid is not None:
         found = place(found, grid, f"{path}: the segmentation")
@@ -179,7 +165,7 @@ def _check_partner(
 ) -> list[str]:
     """Refuse an image in another frame of reference; return a warning where the series differs alone."""
     context = image if isinstance(image, DicomContext) else None
-    theirs = (context.frame_of_reference_uid if context else image.frame_of_reference_uid) or ""  # type: ignore[union-attr]
+    theirs = (context.frame_of_reference_uid if context else image.frame_of_reference_uid) or ""
     ours = str(dataset.get("FrameOfReferenceUID") or "")
     if ours and theirs and ours != theirs and not ignore_frame_of_reference:
         raise GeometryError(
@@ -204,23 +190,28 @@ def _group(dataset: Dataset, index: int, name: str) -> Dataset | None:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     for item in (*per_frame[index : index + 1], *shared[:1]):
-        if item.get(name):
+        if name in item and item[name].value:
             return item[name].value[0]
     return None
 
 
-def _frame(dataset: Dataset, index: int) -> _Frame:
-    segment = _group(dataset, index, "SegmentIdentificationSequence")
-    position = _group(dataset, index, "PlanePositionSequence")
-    if position is None:
-        raise ValueError(f"frame {index + 1} has no position")
-    if segment is None and str(dataset.SOPClassUID) == SEGMENTATION:
-        raise ValueError(f"frame {index + 1} names no segment")
-    return _Frame(
-        segment=None if segment is None else int(segment.ReferencedSegmentNumber),
-        position=np.array(position.ImagePositionPatient, np.float64),
-        image=_image_of(_group(dataset, index, "DerivationImageSequence")),
-    )
+def _frames(dataset: Dataset) -> list[_Frame]:
+    """Return where each frame lies; what it was drawn on is looked up once per position, which is slow."""
+    frames, images = [], {}
+    for index in range(int(dataset.get("NumberOfFrames") or 1)):
+        segment = _group(dataset, index, "SegmentIdentificationSequence")
+        place_in = _group(dataset, index, "PlanePositionSequence")
+        if place_in is None:
+            raise ValueError(f"frame {index + 1} has no position")
+        if segment is None and str(dataset.SOPClassUID) == SEGMENTATION:
+            raise ValueError(f"frame {index + 1} names no segment")
+        position = np.array(place_in.ImagePositionPatient, np.float64)
+        key = tuple(position)
+        if key not in images:
+            images[key] = _image_of(_group(dataset, index, "DerivationImageSequence"))
+        number = None if segment is None else int(segment.ReferencedSegmentNumber)
+        frames.append(_Frame(segment=number, position=position, image=images[key]))
+    return frames
 
 
 def _image_of(derivation: Dataset | None) -> ImageReference | None:
@@ -385,86 +376,6 @@ def _assemble(pieces: list[_Piece]) -> tuple[NDArray[np.bool_], tuple[int, int, 
         top, left = p.row - first[1], p.column - first[2]
         mask[p.slice - first[0], top : top + p.mask.shape[0], left : left + p.mask.shape[1]] = p.mask
     return mask, first
-
-
-def _private(dataset: Dataset) -> dict:
-    """Return what medseg noted in its private block, empty for files of others."""
-    try:
-        block = dataset.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
-        value = block[PRIVATE_ELEMENT].value
-    except KeyError:
-        return {}
-    data = json.loads(value.decode() if isinstance(value, bytes) else str(value))
-    return data if isinstance(data, dict) else {}
-
-
-def _labels(dataset: Dataset, items: list[Dataset]) -> tuple[list[int], LabelTable]:
-    """Return the label id of every segment, and the table."""
-    noted = _private(dataset)
-    if "labels" in noted and "segments" in noted:
-        rows = noted["segments"]
-        return [int(rows[str(int(item.SegmentNumber))]["label"]) for item in items], LabelTable.from_dict(
-            noted["labels"]
-        )
-    names = [one_line(str(item.get("SegmentLabel") or "")).strip() or f"segment {item.SegmentNumber}" for item in items]
-    ids = {name: position + 1 for position, name in enumerate(dict.fromkeys(names))}
-    counts = Counter(names)
-    labels: dict[str, Label] = {}
-    for name, item in zip(names, items, strict=True):
-        if name not in labels:
-            label = _label(item, ids[name], name)
-            labels[name] = replace(label, kind="ids") if counts[name] > 1 else label
-    return [ids[name] for name in names], LabelTable(labels.values())
-
-
-def _label(item: Dataset, label_id: int, name: str) -> Label:
-    kind, region = _code(item, "SegmentedPropertyTypeCodeSequence"), _code(item, "AnatomicRegionSequence")
-    sides = [
-        _code(sequence[0], modifier)
-        for outer, modifier in (
-            ("AnatomicRegionSequence", "AnatomicRegionModifierSequence"),
-            ("SegmentedPropertyTypeCodeSequence", "SegmentedPropertyTypeModifierCodeSequence"),
-        )
-        if (sequence := item.get(outer))
-    ]
-    return Label(
-        id=label_id,
-        name=name,
-        colour=_colour(item) or palette_colour(label_id - 1),
-        category=_code(item, "SegmentedPropertyCategoryCodeSequence"),
-        type=kind,
-        region=region,
-        laterality=next((side for side in sides if side), None),
-    )
-
-
-def _colour(item: Dataset) -> Colour | None:
-    value = item.get("RecommendedDisplayCIELabValue")
-    if value is None or len(value) != 3:
-        return None
-    r, g, b = CIELabColor.from_dicom_value([int(v) for v in value]).to_rgb(clip=True)
-    return int(r), int(g), int(b)
-
-
-def _code(item: Dataset, keyword: str) -> Code | None:
-    sequence = item.get(keyword)
-    if not sequence:
-        return None
-    code = sequence[0]
-    value = str(code.get("CodeValue") or code.get("LongCodeValue") or code.get("URNCodeValue") or "").strip()
-    scheme = one_line(str(code.get("CodingSchemeDesignator") or "")).strip()
-    meaning = one_line(str(code.get("CodeMeaning") or "")).strip() or value
-    return Code(value=value, scheme=scheme, meaning=meaning) if value and scheme else None
-
-
-def _algorithm(item: Dataset) -> Algorithm:
-    identification = item.get("SegmentationAlgorithmIdentificationSequence")
-    version = str(identification[0].get("AlgorithmVersion") or "") if identification else ""
-    return Algorithm(
-        type=str(item.get("SegmentAlgorithmType") or ""),
-        name=str(item.get("SegmentAlgorithmName") or ""),
-        version=version,
-    )
 
 
 def _own_context(
