@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from highdicom import VolumeGeometry
@@ -201,8 +202,10 @@ def content_date(header: Dataset) -> tuple[str, str]:
     """Return date and time of a source, so that writing an object of it again gives the same file."""
     for kind in ("Content", "Acquisition", "Series", "Study"):
         date, time = str(header.get(f"{kind}Date") or ""), str(header.get(f"{kind}Time") or "")
-        if re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", date):
-            return date, time if re.fullmatch(r"([01]\d|2[0-3])[0-5]\d[0-5]\d(\.\d{1,6})?", time) else "000000"
+        if re.fullmatch(r"\d{8}", date):
+            with suppress(ValueError):  # 31 February
+                datetime.strptime(date, "%Y%m%d")
+                return date, time if re.fullmatch(r"([01]\d|2[0-3])[0-5]\d[0-5]\d(\.\d{1,6})?", time) else "000000"
     return "20000101", "000000"
 
 

@@ -7,7 +7,6 @@ are then appended here. highdicom alone wants every segment as a dense array (30
 The same objects and series give the same bytes: UIDs follow from the content, and dates are those of the series.
 """
 
-import re
 import struct
 import warnings
 from collections.abc import Sequence
@@ -28,9 +27,11 @@ import medseg
 from medseg.errors import InputError
 from medseg.io.atomic import atomic_path
 from medseg.io.dicom_context import (
-    SHARED_ATTRIBUTES,
+    REQUIRED_EMPTY,
     DicomContext,
     ImageReference,
+    add_shared,
+    content_date,
     content_hash,
     derive_uid,
     tracking_ids,
@@ -43,11 +44,6 @@ from medseg.values.placement import place
 
 SERIES_NUMBER = 100
 MAX_BYTES = (1 << 32) - 2
-#: Attributes that are there even where the source does not say (type 2).
-_REQUIRED_EMPTY = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
-)  # fmt: skip
 
 
 def write_dicom_seg(
@@ -121,7 +117,7 @@ def _without_frames(
         "PATIENT",
         frame_of_reference_uid=context.frame_of_reference_uid,
     )
-    date, time = _content_date(context.header)
+    date, time = content_date(context.header)
     seg = Segmentation(
         source_images=[_stand_in(context)],
         pixel_array=empty,
@@ -163,7 +159,7 @@ def _stand_in(context: DicomContext) -> Dataset:
     image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, derive_uid("stand-in", context.series_uid)
     image.StudyInstanceUID, image.SeriesInstanceUID = context.study_uid, context.series_uid
     image.FrameOfReferenceUID, image.Modality = context.frame_of_reference_uid, "CT"
-    for keyword in _REQUIRED_EMPTY:
+    for keyword in REQUIRED_EMPTY:
         setattr(image, keyword, None if keyword in ("StudyDate", "StudyTime") else "")
     affine, (thickness, row_mm, column_mm) = context.geometry.affine, spacing_of(context.geometry)
     image.Rows, image.Columns = context.geometry.spatial_shape[1:]
@@ -177,22 +173,9 @@ def _decimal(value: float) -> DSfloat:
     return DSfloat(round(float(value), 9) + 0.0, auto_format=True)
 
 
-def _content_date(header: Dataset) -> tuple[str, str]:
-    """Return the date and time of the source, so that writing again gives the same file."""
-    for kind in ("Content", "Acquisition", "Series", "Study"):
-        date, time = str(header.get(f"{kind}Date") or ""), str(header.get(f"{kind}Time") or "")
-        if re.fullmatch(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d)", date):
-            return date, time if re.fullmatch(r"([01]\d|2[0-3])[0-5]\d[0-5]\d(\.\d{1,6})?", time) else "000000"
-    return "20000101", "000000"
-
-
 def _refer(dataset: Dataset, context: DicomContext) -> None:
     """Put in patient, study and frame of reference of the source, and the UIDs of its images."""
-    for keyword in SHARED_ATTRIBUTES:
-        if keyword in context.header:
-            dataset.add(context.header[keyword])
-        elif keyword in _REQUIRED_EMPTY:
-            setattr(dataset, keyword, "")
+    add_shared(dataset, context.header)
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if context.header.get("LossyImageCompression") == "01" and keyword in context.header:
             dataset.add(context.header[keyword])
