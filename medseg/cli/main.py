@@ -30,9 +30,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from medseg.cli import convert, demo, evaluate, info, phantom, predict, train
+    from medseg.cli import convert, demo, evaluate, info, measure, phantom, predict, train
 
-    for verb in (demo, info, convert, train, predict, evaluate, phantom):
+    for verb in (demo, info, convert, train, predict, evaluate, measure, phantom):
         app.command(verb.NAME)(verb.run)
 
 
@@ -42,12 +42,11 @@ def main() -> None:
     received = _be_orderly_when_told_to_stop()
     _register()
     try:
-        # Outside standalone mode typer returns the code of a `typer.Exit` instead of raising it.
+        # Outside standalone mode typer returns the code of a `typer.Exit`, and 130 for Ctrl-C.
         result = app(standalone_mode=False)
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
-        _tell("interrupted")
         code = 130
     except typer.TyperException as error:  # an unknown verb or option, a value of the wrong type
         message = " ".join(error.format_message().split())
@@ -60,8 +59,9 @@ def main() -> None:
         code = _refuse(f"{error.filename or 'standard output'}: {error.strerror or error}; check disk and permissions")
     except MemoryError as error:
         code = _refuse(f"not enough memory ({error or 'an allocation failed'}); use a machine, or a limit, with more")
-    if code == 130 and received:
-        code = 128 + received[0]
+    if code == 130:
+        _tell("interrupted")
+        code = 128 + received[0] if received else 130
     _leave(code)
 
 
