@@ -1,48 +1,77 @@
-"""Predictions in files against references in files: pairing, reading, tables and summary.
+"""Predictions in files against references in files: reading, tables and summary.
 
-Layouts that are understood, for the reference and the prediction alike:
-
-- one label file;
-- a cohort: ``cohort.csv`` or the folder that holds it (`medseg.io.cohort_table`), ``labels.json`` beside it;
-- a folder as `medseg predict` writes it: ``<case>/<case>.seg.nrrd`` (preferred, it keeps overlaps) or
-  ``<case>/<case>_instances.nii.gz``;
-- a folder of label files: ``<case>.seg.nrrd``, ``<case>_instances.nii.gz``, ``<case>.nii.gz`` ...
-
-Cases are paired by name, classes by name.
+`medseg.io.case_files` says which layouts are understood, for the reference and the prediction alike. Cases are
+paired by name, classes by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.io import read_instances
-from medseg.io.atomic import write_csv, write_json
-from medseg.io.cohort_table import TABLE_NAME, read_cohort_labels, read_cohort_table, read_label_file, stem_of
+from medseg.io.atomic import check_folder, write_csv, write_json
+from medseg.io.case_files import label_files
+from medseg.io.cohort_table import TABLE_NAME, read_cohort_labels, read_label_file
 from medseg.labels import LabelTable
+from medseg.metrics.case import TOLERANCES_MM, check_settings
+from medseg.metrics.comparison import compare
 from medseg.metrics.detection import DetectionScore
 from medseg.metrics.evaluation import (
+    FROC_IOU,
+    RESAMPLES,
+    SIZE_EDGES_MM,
     VOXEL_SCORES,
     CaseResult,
     ObjectResult,
+    check_summary_settings,
     evaluate_case,
     object_scores,
     summarise,
 )
+from medseg.metrics.surface import Surface
 from medseg.progress import Track, silent
 from medseg.values.instances import InstanceSet
 
-#: Endings of label files in the order of preference: the first keeps overlaps.
-ENDINGS = (".seg.nrrd", "_instances.nii.gz", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-#: Endings of what `medseg predict` writes beside the instances, which is no label file.
-_NOT_LABELS = ("_semantic.nii.gz", "_probabilities.nii.gz")
-
+#: Columns of the tables; those of the surface scores, which depend on the settings, follow.
 PER_CASE_COLUMNS = (
     "case", "label", "reference_ml", "prediction_ml",
     *VOXEL_SCORES, *(f"objects_{key}" for key in object_scores(DetectionScore())),
 )  # fmt: skip
-PER_INSTANCE_COLUMNS = ("case", *ObjectResult.__annotations__)
+PER_INSTANCE_COLUMNS = ("case", *(name for name in ObjectResult.__annotations__ if name != "surface"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How predictions are judged; saved in summary.json.
+
+    Attributes:
+        iou_threshold, dice_threshold, surface, tolerances_mm, coco_slices: see `evaluate_case`.
+        resamples, seed, froc_iou, size_edges_mm: see `summarise`.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    iou_threshold: float = 0.3
+    dice_threshold: float | None = None
+    surface: Surface | None = "subvoxel"
+    tolerances_mm: tuple[float, ...] = TOLERANCES_MM
+    coco_slices: bool = False
+    resamples: int = RESAMPLES
+    seed: int = 0
+    froc_iou: float = FROC_IOU
+    size_edges_mm: tuple[float, ...] = SIZE_EDGES_MM
+
+    def __post_init__(self) -> None:
+        check_settings(self.iou_threshold, self.dice_threshold, self.tolerances_mm)
+        check_summary_settings(self.froc_iou, self.size_edges_mm)
+        if self.resamples < 0 or self.seed < 0:
+            raise ConfigError(f"bootstrap: {self.resamples} resamples and seed {self.seed}; expected both 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +79,7 @@ class Evaluation:
     """What `evaluate_files` found.
 
     Attributes:
+        settings: how it was judged.
         cases: case name -> result of every case that could be evaluated.
         failures: case name -> why it could not be, one line.
         extra: names of predicted cases that the reference lacks; they are left out.
@@ -59,9 +89,25 @@ class Evaluation:
         files: what was written, absolute.
     """
 
+    settings: Settings
     cases: Mapping[str, CaseResult]
     failures: Mapping[str, str]
     extra: tuple[str, ...]
+    summary: Mapping[str, Any]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare_files` found.
+
+    Attributes:
+        evaluations: of the first and of the second prediction.
+        summary: what comparison.json holds (`medseg.metrics.comparison.compare`).
+        files: what was written, absolute.
+    """
+
+    evaluations: tuple[Evaluation, Evaluation]
     summary: Mapping[str, Any]
     files: tuple[Path, ...]
 
@@ -71,30 +117,38 @@ def evaluate_files(
     prediction: Path | str,
     out: Path | str,
     *,
+    settings: Settings | None = None,
     labels: Path | str | None = None,
-    iou_threshold: float = 0.3,
+    workers: int = 1,
     track: Track = silent,
 ) -> Evaluation:
     """Evaluate every case of a reference and write per_instance.csv, per_case.csv and summary.json.
 
     Args:
-        reference, prediction: see the module text.
+        reference, prediction: a label file, a folder of them, or a cohort (`medseg.io.case_files`).
         out: folder for the results, made where missing.
+        settings: how to judge; None is `Settings()`.
         labels: JSON label table of the reference; without it the labels.json beside the reference, else
             what the label files bring themselves. The prediction's is the labels.json beside it, else its own.
-        iou_threshold: IoU at which two objects of a class match, 0..1.
+        workers: processes that evaluate cases, 1 or more; the results do not depend on it. A script that asks for
+            more than one guards its own start with ``if __name__ == "__main__"``.
         track: reports progress over cases.
 
     Returns:
         The results; a case that is missing or cannot be read is in ``failures`` and the rest is evaluated.
 
     Raises:
-        ConfigError: a threshold outside 0..1.
+        ConfigError: workers below 1.
         InputError: no reference, no prediction, no case in common, or not one case could be evaluated.
+
+    Example:
+        >>> found = evaluate_files("cohort", "results", "scores")  # doctest: +SKIP
+        >>> found.summary["classes"]["lesion"]["objects"]["f1"]  # doctest: +SKIP
     """
-    if not 0 <= iou_threshold <= 1:
-        raise ConfigError(f"IoU threshold {iou_threshold}: expected 0..1")
+    settings = settings or Settings()
     reference, prediction, out = Path(reference).absolute(), Path(prediction).absolute(), Path(out).absolute()
+    if workers < 1:
+        raise ConfigError(f"workers {workers}: expected 1 or more")
     table = read_label_file(labels) if labels is not None else read_cohort_labels(reference)
     predicted_table = read_cohort_labels(prediction)
     references = label_files(reference)
@@ -107,66 +161,134 @@ def evaluate_files(
             f"{prediction}: no case of {reference} was predicted; the reference has {_some(references)}, "
             f"the predictions are {_some(predictions)}"
         )
+    check_folder(out)
+    jobs = [
+        _Job(
+            name=name, reference=file, prediction=predictions[name],
+            reference_labels=table, prediction_labels=predicted_table, settings=settings,
+        )
+        for name, file in references.items()
+        if name in predictions
+    ]  # fmt: skip
+    failures = {name: f"no prediction in {prediction}" for name in references if name not in predictions}
     cases: dict[str, CaseResult] = {}
-    failures: dict[str, str] = {}
     ids: dict[str, dict[str, int | None]] = {}
-    for name, file in track(list(references.items()), "evaluating"):
-        try:
-            if name not in predictions:
-                raise InputError(f"no prediction in {prediction}")
-            expected = read_instances(file, labels=table)
-            found = read_instances(predictions[name], labels=predicted_table)
-            _check_common_class(expected.labels, found.labels)
-            cases[name] = evaluate_case(expected, found, iou_threshold=iou_threshold)
-            ids = ids or _label_ids(expected, found)
-        except MedsegError as error:
-            failures[name] = " ".join(str(error).split())
+    for job, done in zip(jobs, track(_evaluate_all(jobs, workers), "evaluating", len(jobs)), strict=True):
+        if isinstance(done, str):
+            failures[job.name] = done
+        else:
+            cases[job.name] = done[0]
+            ids = ids or done[1]
     if not cases:
         name, reason = next(iter(failures.items()))
         raise InputError(f"none of {len(failures)} cases could be evaluated; the first, {name}: {reason}")
     extra = tuple(sorted(predictions.keys() - references.keys()))
-    summary = summarise(cases) | {
+    summary = summarise(
+        cases,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        froc_iou=settings.froc_iou,
+        size_edges_mm=settings.size_edges_mm,
+    ) | {
         "failures": failures,
         "predictions_without_reference": list(extra),
         "labels": ids,
     }
     files = (out / "per_instance.csv", out / "per_case.csv", out / "summary.json")
-    write_csv(files[0], PER_INSTANCE_COLUMNS, _instance_rows(cases))
-    write_csv(files[1], PER_CASE_COLUMNS, _case_rows(cases))
+    surfaces = _surface_columns(cases)
+    write_csv(files[0], (*PER_INSTANCE_COLUMNS, *surfaces[1]), _instance_rows(cases))
+    write_csv(files[1], (*PER_CASE_COLUMNS, *surfaces[0]), _case_rows(cases))
     write_json(files[2], summary)
-    return Evaluation(cases=cases, failures=failures, extra=extra, summary=summary, files=files)
+    return Evaluation(settings=settings, cases=cases, failures=failures, extra=extra, summary=summary, files=files)
 
 
-def label_files(path: Path) -> dict[str, Path]:
-    """Return the label file of each case in one of the layouts of the module text, by case name.
+def compare_files(
+    reference: Path | str,
+    predictions: tuple[Path | str, Path | str],
+    out: Path | str,
+    *,
+    settings: Settings | None = None,
+    labels: Path | str | None = None,
+    workers: int = 1,
+    track: Track = silent,
+) -> Comparison:
+    """Evaluate two predictions of the same cases and compare them in pairs.
+
+    Writes the files of `evaluate_files` into ``prediction_1`` and ``prediction_2``, in the order given, and
+    comparison.json beside them.
+
+    Args:
+        reference, out, settings, labels, workers, track: see `evaluate_files`.
+        predictions: the two.
 
     Raises:
-        InputError: nothing there, no label file in the folder, or a broken cohort table.
+        ConfigError, InputError: see `evaluate_files`; or no case that both could be evaluated on.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; expected label files or a cohort")
-    if path.name == TABLE_NAME or (path / TABLE_NAME).exists():
-        return {row.name: row.label for row in read_cohort_table(path, images=False)}
-    if path.is_file():
-        return {_case_of(path): path}
-    found: dict[str, tuple[int, Path]] = {}
-    for file in sorted(path.iterdir()):
-        name = file.name
-        # In a case's own folder only files named after the case count; overlays and other outputs lie there too.
-        inside = [file / f"{name}{ending}" for ending in ENDINGS] if file.is_dir() else [file]
-        for candidate in inside:
-            rank = _rank(candidate)
-            if rank is None or not candidate.is_file():
-                continue
-            case = name if file.is_dir() else _case_of(candidate)
-            if case not in found or rank < found[case][0]:
-                found[case] = (rank, candidate)
-    if not found:
-        raise InputError(
-            f"{path}: no label files found; expected {TABLE_NAME}, <case>/<case>.seg.nrrd, "
-            f"<case>/<case>_instances.nii.gz or label files such as <case>.nii.gz"
+    settings = settings or Settings()
+    out = Path(out).absolute()
+    first, second = (
+        evaluate_files(
+            reference, prediction, out / f"prediction_{number}",
+            settings=settings, labels=labels, workers=workers, track=track,
         )
-    return {name: file for name, (_, file) in found.items()}
+        for number, prediction in enumerate(predictions, start=1)
+    )  # fmt: skip
+    summary = compare(
+        first.cases, second.cases, resamples=settings.resamples, seed=settings.seed, froc_iou=settings.froc_iou
+    )
+    write_json(out / "comparison.json", summary)
+    return Comparison(
+        evaluations=(first, second), summary=summary, files=(*first.files, *second.files, out / "comparison.json")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    name: str
+    reference: Path
+    prediction: Path
+    reference_labels: LabelTable | None
+    prediction_labels: LabelTable | None
+    settings: Settings
+
+
+def _evaluate_all(
+    jobs: Sequence[_Job], workers: int
+) -> Iterator[tuple[CaseResult, dict[str, dict[str, int | None]]] | str]:
+    """Yield the result of each job in order."""
+    workers = min(workers, len(jobs))
+    if workers < 2:
+        yield from map(_evaluate, jobs)
+        return
+    # Fresh processes: a fork of a process with threads may hang. Ctrl-C is the parent's affair.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal, initargs=(SIGINT, SIG_IGN))
+    try:
+        yield from pool.map(_evaluate, jobs)
+    except BrokenExecutor:
+        raise InputError("a worker process died, perhaps for lack of memory; evaluate with fewer workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _evaluate(job: _Job) -> tuple[CaseResult, dict[str, dict[str, int | None]]] | str:
+    """Return the result of a case and the ids of its labels, or why there is none."""
+    settings = job.settings
+    try:
+        expected = read_instances(job.reference, labels=job.reference_labels)
+        found = read_instances(job.prediction, labels=job.prediction_labels)
+        _check_common_class(expected.labels, found.labels)
+        result = evaluate_case(
+            expected,
+            found,
+            iou_threshold=settings.iou_threshold,
+            dice_threshold=settings.dice_threshold,
+            surface=settings.surface,
+            tolerances_mm=settings.tolerances_mm,
+            coco_slices=settings.coco_slices,
+        )
+    except MedsegError as error:
+        return " ".join(str(error).split())
+    return result, _label_ids(expected, found)
 
 
 def _check_common_class(reference: LabelTable, prediction: LabelTable) -> None:
@@ -175,19 +297,6 @@ def _check_common_class(reference: LabelTable, prediction: LabelTable) -> None:
             f"reference and prediction have no class in common ({reference.describe()} and {prediction.describe()}); "
             "name the reference's labels in a labels.json beside it or with --labels"
         )
-
-
-def _rank(file: Path) -> int | None:
-    """Return how much a file is preferred as its case's label file (0 most), None where it is no label file."""
-    name = file.name.lower()
-    if name.startswith(".") or name.endswith(_NOT_LABELS):
-        return None
-    return next((rank for rank, ending in enumerate(ENDINGS) if name.endswith(ending)), None)
-
-
-def _case_of(file: Path) -> str:
-    ending = "_instances.nii.gz"
-    return file.name[: -len(ending)] if file.name.lower().endswith(ending) else stem_of(file)
 
 
 def _some(cases: Mapping[str, Path]) -> str:
@@ -203,8 +312,18 @@ def _label_ids(reference: InstanceSet, prediction: InstanceSet) -> dict[str, dic
     return {name: {"reference": left.get(name), "prediction": right.get(name)} for name in left | right}
 
 
+def _surface_columns(cases: Mapping[str, CaseResult]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the surface scores of classes and of objects."""
+    classes = next((tuple(r.surface) for case in cases.values() for r in case.classes), ())
+    return classes, next((tuple(r.surface) for case in cases.values() for r in case.objects), ())
+
+
 def _instance_rows(cases: Mapping[str, CaseResult]) -> list[dict[str, Any]]:
-    return [{"case": name} | vars(row) for name, case in cases.items() for row in case.objects]
+    return [
+        {"case": name} | {key: value for key, value in vars(row).items() if key != "surface"} | dict(row.surface)
+        for name, case in cases.items()
+        for row in case.objects
+    ]
 
 
 def _case_rows(cases: Mapping[str, CaseResult]) -> list[dict[str, Any]]:
@@ -215,5 +334,5 @@ def _case_rows(cases: Mapping[str, CaseResult]) -> list[dict[str, Any]]:
             row |= {"reference_ml": result.voxels.reference_ml, "prediction_ml": result.voxels.prediction_ml}
             row |= {score: getattr(result.voxels, score) for score in VOXEL_SCORES}
             row |= {f"objects_{key}": value for key, value in object_scores(result.objects).items()}
-            rows.append(row)
+            rows.append(row | dict(result.surface))
     return rows

@@ -16,15 +16,17 @@ from typer.testing import CliRunner
 
 from medseg.cli import evaluate
 from medseg.errors import ConfigError, InputError
-from medseg.evaluation import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS, evaluate_files, label_files
+from medseg.evaluation import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS, Settings, evaluate_files
 from medseg.io import write_instances
 from medseg.io.atomic import write_json
+from medseg.io.case_files import label_files
 from medseg.labels import LabelTable
 from medseg.values.geometry import AxisMap
 from medseg.values.instances import InstanceSet
 
 SHAPE = (3, 5, 40)
 LABELS = LabelTable.from_names(["liver", "lesion"], kinds={"lesion": "ids"})
+SURFACES = ("nsd_1mm", "nsd_2mm", "hd95_mm", "assd_mm")
 PREDICTED = LabelTable.from_names(["lesion", "spleen", "liver"])
 
 
@@ -92,10 +94,10 @@ def test_a_cohort(cohort: tuple[Path, Path], tmp_path: Path) -> None:
     assert summary["labels"]["spleen"] == {"reference": None, "prediction": 2}
     assert summary["failures"] == {} and summary["predictions_without_reference"] == []
     rows = table(tmp_path / "out/per_instance.csv")
-    assert tuple(rows[0]) == PER_INSTANCE_COLUMNS and len(rows) == 6
+    assert tuple(rows[0]) == (*PER_INSTANCE_COLUMNS, *SURFACES) and len(rows) == 6
     assert {row["status"] for row in rows} == {"matched"}
     rows = table(tmp_path / "out/per_case.csv")
-    assert tuple(rows[0]) == PER_CASE_COLUMNS and len(rows) == 9
+    assert tuple(rows[0]) == (*PER_CASE_COLUMNS, *SURFACES) and len(rows) == 9
     assert [row["dice"] for row in rows if row["label"] == "spleen"] == ["nan"] * 3
 
 
@@ -149,7 +151,7 @@ def test_another_grid_fails_the_case_alone(cohort: tuple[Path, Path], tmp_path: 
 def test_one_file_against_one_prediction_whatever_they_are_called(cohort: tuple[Path, Path], tmp_path: Path) -> None:
     reference = cohort[0] / "case_1/label.seg.nrrd"
     for prediction in (cohort[1] / "case_1/case_1.seg.nrrd", cohort[1] / "case_1"):
-        result = evaluate_files(reference, prediction, tmp_path / "out", iou_threshold=0.8)
+        result = evaluate_files(reference, prediction, tmp_path / "out", settings=Settings(iou_threshold=0.8))
         assert list(result.cases) == ["label"]
         assert result.cases["label"].of("lesion").objects.fn == 1  # IoU 5 / 7
 
@@ -217,7 +219,7 @@ def test_no_case_in_common(cohort: tuple[Path, Path], tmp_path: Path, grid: Volu
 
 def test_threshold_out_of_range(cohort: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected 0..1"):
-        evaluate_files(*cohort, tmp_path / "out", iou_threshold=1.5)
+        evaluate_files(*cohort, tmp_path / "out", settings=Settings(iou_threshold=1.5))
     assert not (tmp_path / "out").exists()
 
 

@@ -102,15 +102,9 @@ def summarise(
     Raises:
         ConfigError: no case, cases under different settings, or settings out of range.
     """
-    settings = {(c.iou_threshold, c.dice_threshold, c.surface, c.tolerances_mm) for c in cases.values()}
-    if len(settings) != 1:
-        thresholds = sorted({case.iou_threshold for case in cases.values()})
-        raise ConfigError(
-            f"summary of {len(cases)} cases under {len(settings)} settings (IoU thresholds {thresholds}); expected one"
-        )
     check_summary_settings(froc_iou, size_edges_mm)
-    iou_threshold, dice_threshold, surface, tolerances_mm = settings.pop()
     results = list(cases.values())
+    settings = settings_of(results)
     weights = case_weights(len(results), resamples=resamples, seed=seed)
     names = class_names(results)
     sliced = [c.slices for c in results if c.slices is not None]
@@ -140,10 +134,7 @@ def summarise(
     f1 = np.array([pooled(r.objects for r in case.classes).f1 for case in results])
     return {
         "n_cases": len(cases),
-        "iou_threshold": iou_threshold,
-        "dice_threshold": dice_threshold,
-        "surface": surface,
-        "tolerances_mm": list(tolerances_mm),
+        **settings,
         "froc_iou": froc_iou,
         "size_edges_mm": list(size_edges_mm),
         "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL},
@@ -152,6 +143,25 @@ def summarise(
         "objects": _objects(results, names, weights),
         "worst_cases": _worst(list(cases), {"mean_dice": defined_mean(dice), "f1": f1}),
         "classes": classes,
+    }
+
+
+def settings_of(cases: Sequence[CaseResult]) -> dict[str, Any]:
+    """Return iou_threshold, dice_threshold, surface and tolerances_mm of all cases.
+
+    Raises:
+        ConfigError: no case, or cases under different settings.
+    """
+    found = {(c.iou_threshold, c.dice_threshold, c.surface, c.tolerances_mm) for c in cases}
+    if len(found) != 1:
+        thresholds = sorted({case.iou_threshold for case in cases})
+        raise ConfigError(f"{len(cases)} cases under {len(found)} settings (IoU {thresholds}); expected one for all")
+    iou_threshold, dice_threshold, surface, tolerances_mm = found.pop()
+    return {
+        "iou_threshold": iou_threshold,
+        "dice_threshold": dice_threshold,
+        "surface": surface,
+        "tolerances_mm": list(tolerances_mm),
     }
 
 

@@ -1,0 +1,224 @@
+"""Plots of an evaluation: FROC, precision and recall, scores by class and by size, two predictions compared.
+
+Every plot says how many cases it shows and at which threshold an object counts as found.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from medseg.evaluation import Comparison, Evaluation
+from medseg.metrics.evaluation import CaseResult, class_values
+from medseg.metrics.ranking import FROC_POINTS, froc_curve, precision_recall, rank
+from medseg.reporting.overlay import save_figure
+
+#: Told apart by the common forms of colour blindness and on white: Okabe-Ito without yellow, Tol's muted scheme.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#44AA99",
+)  # fmt: skip
+#: Classes that one plot can hold; those with the most reference objects are taken.
+MAX_CLASSES = len(COLOURS)
+#: IoU thresholds of the precision-recall plots.
+PR_IOUS = (0.1, 0.5)
+
+
+def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write froc.png, precision_recall.png, classes.png and size_classes.png.
+
+    A plot without anything to show (no reference object of any class) is not written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    cases, summary = list(evaluation.cases.values()), evaluation.summary
+    shown = _shown(summary)
+    if not shown:
+        return []
+    figures = {
+        "froc.png": froc_plot(cases, summary, shown),
+        "precision_recall.png": precision_recall_plot(cases, shown),
+        "classes.png": class_plot(cases, shown),
+        "size_classes.png": size_plot(summary, _several(cases, shown) or shown),
+    }
+    for name, figure in figures.items():
+        save_figure(folder / name, figure)
+    return [folder / name for name in figures]
+
+
+def save_comparison_plot(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write comparison.png: the differences in Dice and F1 by class; returns the files written."""
+    entries = comparison.summary["classes"]
+    shown = [n for n in _shown(comparison.evaluations[0].summary) if n in entries]
+    if not shown:
+        return []
+    save_figure(folder / "comparison.png", comparison_plot(comparison.summary, shown))
+    return [folder / "comparison.png"]
+
+
+def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """Draw sensitivity against false positives per scan, dots where the CPM reads it."""
+    figure, (axes,) = _figure(1, width=6.4)
+    for colour, name in zip(COLOURS, names, strict=False):
+        curve = froc_curve(rank([c.pairs for c in cases], name, summary["froc_iou"]))
+        ranking = summary["classes"][name]["ranking"]
+        # A step up at each score, from nothing found; the last sensitivity holds to the end of the axis.
+        x = np.concatenate([[0], curve.false_positives, [max(FROC_POINTS[-1], curve.false_positives.max(initial=0))]])
+        y = np.concatenate([[0], curve.sensitivity, curve.sensitivity[-1:] if len(curve.sensitivity) else [0]])
+        axes.step(x, y, where="post", color=colour, label=f"{name}, CPM {_number(ranking['cpm']['value'])}")
+        axes.plot(FROC_POINTS, list(ranking["froc"].values()), "o", color=colour, markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(FROC_POINTS[0] / 1.2, FROC_POINTS[-1] * 1.2)
+    axes.xaxis.set_major_locator(FixedLocator(FROC_POINTS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels(["1/8", "1/4", "1/2", *(f"{p:g}" for p in FROC_POINTS[3:])])
+    axes.set_xlabel("false positives per scan")
+    axes.set_ylabel("sensitivity")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_title(f"FROC, {len(cases)} cases; hit: IoU ≥ {summary['froc_iou']:g}")
+    _legend(axes)
+    return figure
+
+
+def precision_recall_plot(cases: Sequence[CaseResult], names: Sequence[str]) -> Figure:
+    """Draw precision against recall at a loose and a strict IoU."""
+    figure, panels = _figure(len(PR_IOUS), width=5.6)
+    for axes, iou in zip(panels, PR_IOUS, strict=True):
+        for colour, name in zip(COLOURS, names, strict=False):
+            recall, precision = precision_recall(rank([c.pairs for c in cases], name, iou))
+            axes.plot(recall, precision, ".-", color=colour, label=name, drawstyle="steps-pre", markersize=4)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(f"hit: IoU ≥ {iou:g} ({len(cases)} cases)")
+    _legend(panels[-1])
+    return figure
+
+
+def class_plot(cases: Sequence[CaseResult], names: Sequence[str]) -> Figure:
+    """Draw the spread over cases of Dice and of the surface scores, a box and the cases of each class."""
+    values = {name: class_values(cases, name) for name in names}
+    surfaces = next((tuple(v["surface"]) for v in values.values()), ())
+    chosen = [("voxels", "dice"), *(("surface", key) for key in surfaces if _drawn(key))]
+    figure, panels = _figure(len(chosen), width=max(3.4, 1.2 + 0.45 * len(names)), height=4.6)
+    jitter = np.random.default_rng(0)
+    for axes, (group, key) in zip(panels, chosen, strict=True):
+        for position, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+            scores = values[name][group][key]
+            defined = scores[~np.isnan(scores)]
+            axes.boxplot(
+                [defined], positions=[position], widths=0.6, showfliers=False, manage_ticks=False,
+                medianprops={"color": colour}, whis=(5, 95),
+            )  # fmt: skip
+            x = position + jitter.uniform(-0.2, 0.2, len(defined))
+            axes.plot(x, defined, ".", color=colour, markersize=4, alpha=0.6)
+        counts = [int(np.count_nonzero(~np.isnan(values[name][group][key]))) for name in names]
+        axes.set_xticks(range(len(names)), [f"{n} ({c})" for n, c in zip(names, counts, strict=True)], rotation=60)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+            label.set_rotation_mode("anchor")
+        axes.set_title(_TITLES.get(key, key.replace("_", " ")))
+        if key.endswith(("dice", "nsd")) or key.startswith("nsd"):
+            axes.set_ylim(-0.02, 1.02)
+        else:
+            axes.set_ylim(bottom=0)
+    figure.supxlabel(f"class (cases in which it is defined, of {len(cases)})", fontsize=9)
+    return figure
+
+
+def size_plot(summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """Draw the share of reference objects that were found, by class and size."""
+    classes = [summary["classes"][name]["size_classes"] for name in names]
+    figure, (axes,) = _figure(1, width=max(5.0, 1.5 + 1.1 * len(classes[0]) + 0.3 * len(names)))
+    width = 0.8 / len(names)
+    for k, (colour, name, entries) in enumerate(zip(COLOURS, names, classes, strict=False)):
+        x = np.arange(len(entries)) + (k - (len(names) - 1) / 2) * width
+        shares = [0.0 if e["reference"] == 0 else e["sensitivity"] for e in entries]
+        axes.bar(x, shares, width * 0.95, color=colour, label=name)
+        for place, share, e in zip(x, shares, entries, strict=True):
+            text = f"{e['found']}/{e['reference']}" if e["reference"] else "none"
+            axes.annotate(text, (place, share), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    ends = [f"{e['from_mm']:g} to {e['to_mm']:g}" if e["to_mm"] else f"{e['from_mm']:g} and more" for e in classes[0]]
+    ends[0] = f"below {classes[0][0]['to_mm']:g}" if classes[0][0]["to_mm"] else "all"
+    axes.set_xticks(range(len(ends)), ends)
+    axes.set_xlabel("diameter of the sphere of the same volume, mm")
+    axes.set_ylabel("share of objects found")
+    axes.set_ylim(0, 1.08)
+    axes.set_title(f"Found by size, {summary['n_cases']} cases; matched at {_threshold(summary)}")
+    _legend(axes)
+    return figure
+
+
+def comparison_plot(summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """Draw the differences between two predictions with their intervals, one line per class."""
+    panels = [("mean Dice", "voxels", "dice"), ("F1 of objects", "objects", "f1")]
+    figure, axes = _figure(len(panels), width=4.6, height=max(2.6, 1.4 + 0.35 * len(names)))
+    for panel, (title, group, key) in zip(axes, panels, strict=True):
+        for position, name in enumerate(names):
+            entry = summary["classes"][name][group][key]
+            panel.plot([entry["ci_low"], entry["ci_high"]], [position] * 2, color=COLOURS[0])
+            panel.plot(entry["difference"], position, "o", color=COLOURS[0])
+        panel.axvline(0, color="0.5", linewidth=1)
+        panel.set_yticks(range(len(names)), names)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.set_xlabel(f"{title}: second minus first")
+    level = summary["bootstrap"]["level"]
+    figure.suptitle(f"{summary['n_cases']} cases, {level:.0%} intervals (paired bootstrap)", fontsize=10)
+    return figure
+
+
+_TITLES = {
+    "dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "chaos_ravd_percent": "RAVD, %",
+    "chaos_assd_mm": "ASSD (CHAOS), mm", "chaos_mssd_mm": "MSSD (CHAOS), mm",
+}  # fmt: skip
+
+
+def _drawn(key: str) -> bool:
+    """Tell whether a surface score has a panel: the CHAOS Dice is the Dice that is there already."""
+    return key != "chaos_dice"
+
+
+def _shown(summary: Mapping[str, Any]) -> list[str]:
+    """Return the classes with reference objects, in their order; of too many, those with the most."""
+    counts = {name: entry["objects"]["reference"] for name, entry in summary["classes"].items()}
+    most = sorted((name for name in counts if counts[name]), key=lambda name: -counts[name])[:MAX_CLASSES]
+    return [name for name in counts if name in most]
+
+
+def _several(cases: Sequence[CaseResult], names: Sequence[str]) -> list[str]:
+    """Return the classes of which some case has more than one reference object."""
+    return [n for n in names if any(r.name == n and r.objects.reference_objects > 1 for c in cases for r in c.classes)]
+
+
+def _threshold(summary: Mapping[str, Any]) -> str:
+    dice = summary["dice_threshold"]
+    return f"IoU ≥ {summary['iou_threshold']:g}" if dice is None else f"Dice ≥ {dice:g}"
+
+
+def _number(value: float) -> str:
+    return "n/a" if np.isnan(value) else f"{value:.3f}"
+
+
+def _figure(panels: int, *, width: float, height: float = 4.4) -> tuple[Figure, list[Axes]]:
+    """Return a figure with an Agg canvas (no pyplot state) and its panels side by side."""
+    figure = Figure(figsize=(width * panels, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for panel in axes:
+        panel.grid(True, color="0.9", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
