@@ -189,7 +189,7 @@ def test_files_of_a_case(prediction: Prediction, case: tuple[Volume, InstanceSet
     plan, _ = load_run(run, CPU)
     saved = save_prediction(tmp_path / "new" / "x", "x", case[0], prediction, plan, {"input_sha256": "abc"})
     names = ["x.seg.nrrd", "x_dseg.tsv", "x_instances.json", "x_instances.nii.gz", "x_itksnap.txt",
-             "x_measurements.csv", "x_overlay.png", "run.json"]  # fmt: skip
+             "x_measurements.csv", "x_measurements.json", "x_overlay.png", "run.json"]  # fmt: skip
     assert sorted(saved.files) == sorted(tmp_path / "new" / "x" / name for name in names)
     assert sorted(p.name for p in (tmp_path / "new" / "x").iterdir()) == sorted(names)
     for name in ("x.seg.nrrd", "x_instances.nii.gz"):

@@ -14,7 +14,7 @@ from medseg.io.atomic import write_json
 from medseg.io.label_tables import write_bids_table, write_itksnap_table
 from medseg.metrics.measurement import measure
 from medseg.reporting.overlay import save_overlay
-from medseg.reporting.tables import write_measurements_csv
+from medseg.reporting.tables import write_measurements_csv, write_measurements_json
 from medseg.values.geometry import spacing_of
 from medseg.values.plan import Plan
 
@@ -34,7 +34,7 @@ def save_prediction(
 
     ``NAME_instances.nii.gz`` (uint16 ids on the input's grid, one voxel one id, higher score wins) with its
     ``.json``; ``NAME.seg.nrrd`` (3D Slicer, overlaps kept); ``NAME_dseg.tsv`` (BIDS); ``NAME_itksnap.txt``;
-    ``NAME_measurements.csv``; ``NAME_overlay.png``; ``run.json``.
+    ``NAME_measurements.csv`` and ``.json``; ``NAME_overlay.png``; ``run.json``.
 
     Args:
         folder: made where missing.
@@ -50,8 +50,11 @@ def save_prediction(
     files = [*flat.files, *segments.files]
     files.append(write_bids_table(folder / f"{name}_dseg.tsv", instances))
     files.append(write_itksnap_table(folder / f"{name}_itksnap.txt", instances))
+    measurements = measure(instances, volume)
     files.append(folder / f"{name}_measurements.csv")
-    write_measurements_csv(measure(instances, volume), files[-1])
+    write_measurements_csv(measurements, files[-1])
+    files.append(folder / f"{name}_measurements.json")
+    write_measurements_json(measurements, files[-1])
     files.append(folder / f"{name}_overlay.png")
     save_overlay(files[-1], volume, instances, window=display_window(plan))
     voxel_ml = float(np.prod(spacing_of(volume))) / 1000
