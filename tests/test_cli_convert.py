@@ -42,9 +42,9 @@ def test_convert_prints_the_path_and_loads_no_torch(
 
 def test_convert_refuses_before_it_reads_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"out\.dcm: cannot write this format"):
-        convert.run(tmp_path / "missing", tmp_path / "out.dcm")
+        convert.run([tmp_path / "missing"], tmp_path / "out.dcm")
     with pytest.raises(InputError, match="missing: no such file or folder"):
-        convert.run(tmp_path / "missing", tmp_path / "out.nii")
+        convert.run([tmp_path / "missing"], tmp_path / "out.nii")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,7 +53,7 @@ def test_convert_takes_the_series_of_several(
 ) -> None:
     write_series(tmp_path / "in" / "a", oblique_geometry)
     write_series(tmp_path / "in" / "b", oblique_geometry, series=SERIES + ".7")
-    convert.run(tmp_path / "in", tmp_path / "b.nrrd", SERIES + ".7")
+    convert.run([tmp_path / "in"], tmp_path / "b.nrrd", SERIES + ".7")
     assert capsys.readouterr().out == f"{tmp_path / 'b.nrrd'}\n"
 
 
@@ -84,7 +84,7 @@ def test_info_of_a_name_that_looks_like_markup(tmp_path: Path, oblique_geometry:
 def test_convert_a_real_ct_equals_simpleitk(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sitk = pytest.importorskip("SimpleITK")
     source = data_dir / "ct_chest_4mm" / "series"
-    convert.run(source, tmp_path / "out.nii.gz")
+    convert.run([source], tmp_path / "out.nii.gz")
     capsys.readouterr()
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(source)))

@@ -6,20 +6,34 @@ from typing import Annotated
 import typer
 
 from medseg.cli import console
+from medseg.cli.reading import INPUTS, NIFTI_FORM, RESAMPLE_TILT, RESAMPLE_UNEVEN, SERIES
 
 NAME = "convert"
 
 
 def run(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM folder or file, zip, NIfTI, NRRD or MHA.")],
+    sources: INPUTS,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write: .nii, .nii.gz, .nrrd or .mha.")],
-    series: Annotated[str | None, typer.Option("--series", metavar="UID", help="Series to read of several.")] = None,
+    series: SERIES = None,
+    resample_uneven: RESAMPLE_UNEVEN = False,
+    resample_tilt: RESAMPLE_TILT = False,
+    nifti_form: NIFTI_FORM = None,
 ) -> None:
     """Convert a study or image to one file; voxels and their place in the patient stay the same."""
     from medseg.io.atomic import check_apart
     from medseg.io.volumes import check_output, read_volume, write_volume
 
     check_output(target)
-    check_apart(target, source)
-    write_volume(target, read_volume(source, series=series, track=console.track))
+    for source in sources:
+        check_apart(target, source)
+    volume = read_volume(
+        sources,
+        series=series,
+        resample_uneven=resample_uneven,
+        resample_tilt=resample_tilt,
+        nifti_form=nifti_form,
+        track=console.track,
+        note=console.warn,
+    )
+    write_volume(target, volume)
     console.wrote(target)

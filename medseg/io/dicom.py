@@ -4,62 +4,94 @@ The loader is ours because every reader tried drops an unreadable last slice in 
 InstanceNumber or invert MONOCHROME1; pydicom parses the files and decodes the pixels.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import iter_pixels
 
 from medseg.errors import InputError
-from medseg.io.dicom_files import (
-    DicomFile,
-    Scan,
-    Slice,
-    UnreadableError,
-    first_line,
-    read_header,
-    scan_folder,
-    transfer_syntax,
-)
+from medseg.io.dicom_files import DicomFile, Scan, scan_files, scan_folder
+from medseg.io.dicom_header import Slice
+from medseg.io.dicom_pixels import decode
+from medseg.io.dicom_resampling import resample_planes
 from medseg.io.dicom_stack import Stack, stack_slices
+from medseg.io.image_values import check_whole
 from medseg.io.series import SeriesInfo, count_kinds, grid_fields
-from medseg.progress import Track, silent
+from medseg.progress import Note, Track, silent, unheard
 from medseg.values.geometry import make_volume
 
 INT16 = np.iinfo(np.int16)
+#: How many files of one reason a remark names.
+NAMED = 20
 _SeriesKey = tuple[str, str]
 
 
-def read_dicom(path: Path, series: str | None = None, track: Track = silent) -> Volume:
-    """Read one DICOM series: every slice under a folder, or the one file given.
+def read_dicom(
+    path: Path | Sequence[Path],
+    series: str | None = None,
+    track: Track = silent,
+    *,
+    resample_uneven: bool = False,
+    resample_tilt: bool = False,
+    note: Note = unheard,
+) -> Volume:
+    """Read one DICOM series: every slice under a folder, or the files given.
 
     Args:
-        path: a folder (searched with its subfolders) or a DICOM file.
-        series: SeriesInstanceUID, needed where a folder holds several image series.
+        path: a folder (searched with its subfolders), a DICOM file, or several files.
+        series: SeriesInstanceUID, needed where there are several image series.
         track: progress over headers and slices.
+        resample_uneven: bring unevenly spaced slices to an even grid (see `dicom_resampling`).
+        resample_tilt: straighten a stack that is sheared by a tilted gantry.
+        note: told what was set aside, by name.
 
     Returns:
         Volume (slice, row, column), slices ascending along the normal; values after the modality rescale,
-        int16 where they are whole numbers that fit, else float32. Padding stays as stored.
+        int16 where they are whole numbers that fit, else float32. Padding is rescaled like any value.
 
     Raises:
         InputError: no image series, several without a choice, or a slice that cannot be read.
         GeometryError: slices that are no even, rectangular stack.
     """
     scan = scan_path(path, track)
-    files = choose_series(scan, path, series)
+    source = source_name(path)
+    files = choose_series(scan, source, series)
     check_readable(files, scan)
-    stack = stack_files(files, str(path))
-    array = read_pixels(stack, track)
-    return make_volume(array, stack.grid.affine, str(path), stack.grid.frame_of_reference_uid)
+    _tell_aside(scan, note)
+    if any(item.mosaic for file in files for item in file.slices):
+        note(f"{source}: a mosaic shows a whole volume as tiles of one plane; it is read as that plane")
+    stack = stack_files(files, source, resample_uneven=resample_uneven, resample_tilt=resample_tilt)
+    array: NDArray = read_pixels(stack, track)
+    if stack.resampling is not None:
+        array = resample_planes(array, stack.resampling)
+    return make_volume(array, stack.grid.affine, source, stack.grid.frame_of_reference_uid)
 
 
-def list_dicom(path: Path, track: Track = silent) -> list[SeriesInfo]:
+def source_name(path: Path | Sequence[Path]) -> str:
+    """Return what to call the input in a message."""
+    return str(path) if isinstance(path, Path) else f"{path[0]} and {len(path) - 1} more files"
+
+
+def _tell_aside(scan: Scan, note: Note) -> None:
+    """Name the files that were set aside, one remark a reason."""
+    aside = [(file.path, file.aside) for file in scan.files if file.aside]
+    for reason, paths in group_by_reason([*aside, *scan.others]).items():
+        names = ", ".join(path.name for path in paths[:NAMED])
+        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        note(f"set aside: {names}{more} ({reason})")
+
+
+def group_by_reason(files: Sequence[tuple[Path, str]]) -> dict[str, list[Path]]:
+    """Gather paths by why they were set aside."""
+    groups: dict[str, list[Path]] = {}
+    for path, reason in files:
+        groups.setdefault(reason, []).append(path)
+    return groups
+
+
+def list_dicom(path: Path | Sequence[Path], track: Track = silent) -> list[SeriesInfo]:
     """Describe every series under a folder, or in one file, images first; no voxel is read.
 
     Raises:
@@ -67,12 +99,12 @@ def list_dicom(path: Path, track: Track = silent) -> list[SeriesInfo]:
     """
     scan = scan_path(path, track)
     if not scan.files and not scan.broken:
-        raise _nothing_found(scan, path)
+        raise _nothing_found(scan, source_name(path))
     infos = []
     for key, files in _by_series(scan.files).items():
         images = [file for file in files if not file.aside]
         if images:
-            infos.append(_describe_images(images, scan, str(path)))
+            infos.append(_describe_images(images, scan, source_name(path)))
         for reason in dict.fromkeys(file.aside for file in files if file.aside):
             aside = [file for file in files if file.aside == reason]
             infos.append(
@@ -90,9 +122,8 @@ def list_dicom(path: Path, track: Track = silent) -> list[SeriesInfo]:
     known = {p for info in infos if info.is_image for p in info.files}
     lost = [entry for entry in scan.broken if not any(p.parent == entry[0].parent for p in known)]
     infos += [SeriesInfo(uid="", modality="", is_image=False, problem=reason, files=(p,)) for p, reason in lost]
-    for reason in dict.fromkeys(reason for _, reason in scan.others):
-        paths = tuple(p for p, why in scan.others if why == reason)
-        infos.append(SeriesInfo(uid="", modality="", is_image=False, problem=reason, files=paths))
+    for reason, paths in group_by_reason(scan.others).items():
+        infos.append(SeriesInfo(uid="", modality="", is_image=False, problem=reason, files=tuple(paths)))
     return sorted(infos, key=lambda info: not info.is_image)
 
 
@@ -114,20 +145,15 @@ def _describe_images(files: list[DicomFile], scan: Scan, source: str) -> SeriesI
     )  # fmt: skip
 
 
-def scan_path(path: Path, track: Track = silent) -> Scan:
-    """Read the headers of a folder, or of one file.
+def scan_path(path: Path | Sequence[Path], track: Track = silent) -> Scan:
+    """Read the headers of a folder, or of the files given.
 
     Raises:
-        InputError: the one file cannot be read as DICOM.
+        InputError: a file that was named cannot be read as DICOM.
     """
-    if path.is_dir():
-        return scan_folder(path, track)
-    try:
-        return Scan(files=(read_header(path),), broken=(), others=())
-    except UnreadableError as error:
-        raise InputError(f"{path}: {error}; expected a DICOM file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
+    if not isinstance(path, Path):
+        return scan_files(path, track)
+    return scan_folder(path, track) if path.is_dir() else scan_files([path], track)
 
 
 def _by_series(files: Sequence[DicomFile]) -> dict[_SeriesKey, list[DicomFile]]:
@@ -139,7 +165,7 @@ def _by_series(files: Sequence[DicomFile]) -> dict[_SeriesKey, list[DicomFile]]:
     return groups
 
 
-def choose_series(scan: Scan, path: Path, series: str | None) -> list[DicomFile]:
+def choose_series(scan: Scan, source: str | Path, series: str | None) -> list[DicomFile]:
     """Return the image files of the one series wanted.
 
     Raises:
@@ -147,15 +173,15 @@ def choose_series(scan: Scan, path: Path, series: str | None) -> list[DicomFile]
     """
     groups = _by_series([file for file in scan.files if not file.aside])
     if not groups:
-        raise _nothing_found(scan, path)
+        raise _nothing_found(scan, source)
     listing = "; ".join(_headline(key, files) for key, files in groups.items())
     if series is not None:
         chosen = [files for (uid, _), files in groups.items() if uid == series]
         if not chosen:
-            raise InputError(f"{path}: no image series {series}; it holds {listing}")
+            raise InputError(f"{source}: no image series {series}; it holds {listing}")
         return chosen[0]
     if len(groups) > 1:
-        raise InputError(f"{path}: {len(groups)} image series, expected one; choose with --series UID: {listing}")
+        raise InputError(f"{source}: {len(groups)} image series, expected one; choose with --series UID: {listing}")
     return next(iter(groups.values()))
 
 
@@ -165,13 +191,13 @@ def _headline(key: _SeriesKey, files: list[DicomFile]) -> str:
     return f"{uid or 'no UID, in ' + folder} ({files[0].modality or 'no modality'},{number} {len(files)} files)"
 
 
-def _nothing_found(scan: Scan, path: Path) -> InputError:
+def _nothing_found(scan: Scan, source: str | Path) -> InputError:
     if scan.broken:
-        return InputError(f"{scan.broken[0][0]}: {scan.broken[0][1]}; {path} holds no readable image series")
+        return InputError(f"{scan.broken[0][0]}: {scan.broken[0][1]}; {source} holds no readable image series")
     aside = [file.aside for file in scan.files] + [reason for _, reason in scan.others]
     if not aside:
-        return InputError(f"{path}: the folder is empty, expected DICOM files")
-    return InputError(f"{path}: no DICOM image series among {len(aside)} files ({count_kinds(aside)})")
+        return InputError(f"{source}: the folder is empty, expected DICOM files")
+    return InputError(f"{source}: no DICOM image series among {len(aside)} files ({count_kinds(aside)})")
 
 
 def check_readable(files: Sequence[DicomFile], scan: Scan) -> None:
@@ -192,9 +218,12 @@ def check_readable(files: Sequence[DicomFile], scan: Scan) -> None:
             raise InputError(f"{path}: {reason}; copy the file again or remove it if it is no slice of this series")
 
 
-def stack_files(files: Sequence[DicomFile], source: str) -> Stack:
+def stack_files(
+    files: Sequence[DicomFile], source: str, *, resample_uneven: bool = False, resample_tilt: bool = False
+) -> Stack:
     """Stack the slices of one series (see `stack_slices`)."""
-    return stack_slices([item for file in files for item in file.slices], source, _same_content)
+    slices = [item for file in files for item in file.slices]
+    return stack_slices(slices, source, _same_content, resample_uneven=resample_uneven, resample_tilt=resample_tilt)
 
 
 def _same_content(a: Slice, b: Slice) -> bool:
@@ -202,13 +231,14 @@ def _same_content(a: Slice, b: Slice) -> bool:
         return False
     if a.frame == b.frame and a.path.read_bytes() == b.path.read_bytes():
         return True
-    return bool(np.array_equal(next(decode([a])), next(decode([b]))))
+    one, other = (next(decode(item.path, item.layout, [item.frame])) for item in (a, b))
+    return bool(np.array_equal(one, other))
 
 
 def read_pixels(stack: Stack, track: Track = silent) -> NDArray[np.int16] | NDArray[np.float32]:
     """Decode every slice of a stack once, into its place in one array (slice, row, column)."""
     whole = all(float(n or 0).is_integer() for item in stack.slices for n in (item.slope, item.intercept))
-    shape = stack.grid.spatial_shape
+    shape = (len(stack.slices), stack.slices[0].rows, stack.slices[0].columns)
     try:
         array: NDArray = np.empty(shape, np.int16 if whole else np.float32)
     except MemoryError:
@@ -218,40 +248,36 @@ def read_pixels(stack: Stack, track: Track = silent) -> NDArray[np.int16] | NDAr
         places.setdefault(item.path, []).append(index)
 
     def planes() -> Iterator[tuple[int, NDArray]]:
-        for indices in places.values():
-            yield from zip(indices, decode([stack.slices[i] for i in indices]), strict=True)
+        for path, indices in places.items():
+            frames = [stack.slices[i].frame for i in indices]
+            yield from zip(indices, decode(path, stack.slices[indices[0]].layout, frames), strict=True)
 
     for index, stored in track(planes(), "reading slices", total=len(stack.slices)):
         item = stack.slices[index]
-        if stored.shape != (item.rows, item.columns):
-            raise InputError(f"{item.name}: pixels {stored.shape}, the header says {(item.rows, item.columns)}")
-        if array.dtype == np.int16:
-            wide: type[np.signedinteger] = np.int64 if stored.dtype.itemsize > 2 else np.int32
-            values = stored.astype(wide) * int(item.slope or 1) + int(item.intercept or 0)
-            if values.min() < INT16.min or values.max() > INT16.max:
-                array = array.astype(np.float32)  # rare: 16 bits unsigned and full; float32 holds them exactly
-            array[index] = values
-        else:
+        if not whole:
             array[index] = stored.astype(np.float64) * (item.slope or 1.0) + (item.intercept or 0.0)
+            continue
+        slope, intercept = int(item.slope or 1), int(item.intercept or 0)
+        if array.dtype == np.int16 and _fits_int16(item, stored, slope, intercept):
+            # Modulo 2**16, which changes nothing because the results fit.
+            values = stored.astype(np.int16, copy=False)
+            np.add(values if slope == 1 else values * np.int16(slope), np.int16(intercept), out=array[index])
+            continue
+        if array.dtype == np.int16:
+            array = array.astype(np.float32)  # rare: 16 bits unsigned and full; float32 holds them exactly
+        wide = stored.astype(np.int64) * slope + intercept
+        check_whole(wide, item.name)
+        array[index] = wide
     return array
 
 
-def decode(planes: Sequence[Slice]) -> Iterator[NDArray]:
-    """Yield the stored values [rows, columns] of planes of one file.
+def _fits_int16(item: Slice, stored: NDArray, slope: int, intercept: int) -> bool:
+    """Tell whether rescaled values fit: whatever the stored bits hold, else what they do hold."""
 
-    Raises:
-        InputError: the pixel data is broken, too short, or in a syntax that cannot be decoded.
-    """
-    path, parse_first, frames = planes[0].path, planes[0].parse_first, [item.frame for item in planes]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            source: Path | Dataset = path
-            if parse_first:
-                source = dcmread(path, force=True)
-                syntax = transfer_syntax(source)
-                source.file_meta = FileMetaDataset()
-                source.file_meta.TransferSyntaxUID = syntax
-            yield from iter_pixels(source, indices=frames, raw=True)
-    except Exception as error:  # decoders raise whatever a damaged byte leads to
-        raise InputError(f"{path}: the pixel data cannot be decoded ({first_line(error)})") from None
+    def fits(limits: tuple[int, int]) -> bool:
+        ends = [value * slope + intercept for value in limits]
+        return min(ends) >= INT16.min and max(ends) <= INT16.max
+
+    if max(abs(slope), abs(intercept)) > INT16.max:
+        return False
+    return fits(item.layout.limits) or fits((int(stored.min()), int(stored.max())))

@@ -7,6 +7,7 @@ nothing at a hand and 3 mm at the end of a 300 mm scan. Sources: DICOM PS3.3 C.7
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,35 @@ from highdicom import VolumeGeometry
 from numpy.typing import NDArray
 
 from medseg.errors import GeometryError, InputError
-from medseg.io.dicom_files import Slice
+from medseg.io.dicom_header import Slice
+from medseg.io.dicom_resampling import Resampling, plan_resampling
 from medseg.values.geometry import check_affine
 
 #: How far a slice, or a corner of one, may lie from its place in the even, rectangular grid.
 TOLERANCE_MM = 0.05
 #: Slices closer than this lie in the same place.
 SAME_PLACE_MM = 0.005
+#: Distances between slices that differ from the usual one by this factor are uneven, however small they are.
+FACTOR = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Slices in order along their normal, and the grid they fill."""
+    """Slices in order along their normal, and the grid they fill, where asked for after a resampling."""
 
     slices: tuple[Slice, ...]
     grid: VolumeGeometry
+    resampling: Resampling | None = None
 
 
-def stack_slices(slices: Sequence[Slice], source: str, same_content: Callable[[Slice, Slice], bool]) -> Stack:
+def stack_slices(
+    slices: Sequence[Slice],
+    source: str,
+    same_content: Callable[[Slice, Slice], bool],
+    *,
+    resample_uneven: bool = False,
+    resample_tilt: bool = False,
+) -> Stack:
     """Order slices along their normal and check that they fill one even, rectangular grid.
 
     Args:
@@ -39,6 +51,8 @@ def stack_slices(slices: Sequence[Slice], source: str, same_content: Callable[[S
         source: what to call the series in an error.
         same_content: tells whether two slices in the same place hold the same image; the second is then
             left out, otherwise the series is refused.
+        resample_uneven: plan a resampling where the distances between slices are not even.
+        resample_tilt: plan a resampling where the stack is sheared by a tilted gantry.
 
     Raises:
         GeometryError: positions missing, mixed or uneven, gantry tilt; names files, millimetres and degrees.
@@ -56,21 +70,37 @@ def stack_slices(slices: Sequence[Slice], source: str, same_content: Callable[[S
     positions = np.array([item.position for item in slices])
     order = np.argsort(positions @ normal, kind="stable")
     ordered = _without_copies([slices[i] for i in order], normal, source, same_content)
+    _check_phases(ordered, source)
     positions = np.array([item.position for item in ordered])
+    shape = (len(ordered), first.rows, first.columns)
+    origin, resampling = positions[0], None
     if len(ordered) == 1:
         step = normal * _single_thickness(ordered[0])
     else:
-        _check_even(ordered, positions, normal, source)
+        problems = _find_problems(ordered, positions, normal)
+        left = [p for p in problems if not {"uneven": resample_uneven, "tilted": resample_tilt}.get(p.kind, False)]
+        if left:
+            advice = "; ".join(dict.fromkeys(p.advice for p in left))
+            raise GeometryError(
+                f"{source}: {' and '.join(p.text for p in left)}; expected slices at even distances, stacked at right "
+                f"angles; {advice}"
+            )
         step = (positions[-1] - positions[0]) / (len(ordered) - 1)
+        if problems:
+            along = (positions - positions[0]) @ normal
+            aside = (positions - positions[0]) @ np.column_stack([column / first.spacing[0], row / first.spacing[1]])
+            resampling = plan_resampling(along, aside, shape[1:], even=not any(p.kind == "uneven" for p in problems))
+            shape, step = resampling.shape, normal * resampling.step_mm
+            top, left_edge = resampling.corner
+            origin = positions[0] + top * first.spacing[0] * column + left_edge * first.spacing[1] * row
 
     affine = np.eye(4)
     # PixelSpacing is (between rows, between columns); the first three numbers of the orientation run along a row.
     affine[:3, :3] = np.column_stack([step, column * first.spacing[0], row * first.spacing[1]])
-    affine[:3, 3] = positions[0]
-    shape = (len(ordered), first.rows, first.columns)
+    affine[:3, 3] = origin
     frame = first.frame_of_reference or None
     grid = VolumeGeometry(check_affine(affine, shape, source), shape, "PATIENT", frame_of_reference_uid=frame)
-    return Stack(slices=tuple(ordered), grid=grid)
+    return Stack(slices=tuple(ordered), grid=grid, resampling=resampling)
 
 
 def _check_slice(item: Slice) -> None:
@@ -90,24 +120,33 @@ def _check_slice(item: Slice) -> None:
     row, column = np.reshape(item.orientation, (2, 3))
     reach = max(item.rows * item.spacing[0], item.columns * item.spacing[1])
     lengths = np.linalg.norm((row, column), axis=1)
-    if np.abs(lengths - 1).max() * reach > TOLERANCE_MM or abs(row @ column) * reach > TOLERANCE_MM:
+    # The first condition holds for slices so small that directions of any length would pass the second.
+    off = max(np.abs(lengths - 1).max(), abs(row @ column))
+    if off > 0.01 or off * reach > TOLERANCE_MM:
         raise GeometryError(
             f"{item.name}: ImageOrientationPatient {item.orientation} is not two unit vectors at right angles"
         )
+    if item.lookup_table:
+        raise InputError(f"{item.name}: a lookup table replaces the rescale; the stored values cannot be brought to HU")
     if (item.slope is None) != (item.intercept is None):
         raise InputError(f"{item.name}: only one of RescaleSlope and RescaleIntercept is given, expected both or none")
     if item.slope is not None and not (np.isfinite((item.slope, item.intercept or 0.0)).all() and item.slope != 0):
         raise InputError(
-            f"{item.name}: RescaleSlope and RescaleIntercept are no usable numbers, or a lookup table replaces them; "
+            f"{item.name}: RescaleSlope {item.slope} and RescaleIntercept {item.intercept} are no usable numbers; "
             "the stored values cannot be brought to HU"
         )
 
 
 def _check_alike(slices: Sequence[Slice], source: str) -> None:
-    """Refuse slices of another matrix, orientation, spacing or frame of reference than most have."""
-    _refuse_minority(
-        slices, [f"{s.rows} x {s.columns} pixels" for s in slices], "matrix", source, "split the series", InputError
-    )
+    """Refuse slices of another kind, matrix, orientation, spacing or frame of reference than most have."""
+    for what, keys, advice in (
+        ("StudyInstanceUID", [s.study_uid for s in slices], "two studies share one series UID; give one folder each"),
+        ("Modality", [s.modality for s in slices], "two series share one UID; give one folder each"),
+        ("matrix", [f"{s.rows} x {s.columns} pixels" for s in slices], "split the series"),
+        ("rescale", ["none" if s.slope is None else "slope and intercept" for s in slices],
+         "values with and without RescaleSlope cannot be brought together; export the series again"),
+    ):  # fmt: skip
+        _refuse_minority(slices, [key or "none" for key in keys], what, source, advice, InputError)
     _refuse_minority(slices, [s.frame_of_reference or "none" for s in slices], "FrameOfReferenceUID", source,
                      "positions of different frames of reference cannot be compared")  # fmt: skip
     first = slices[0]
@@ -133,7 +172,7 @@ def _spacing_of(item: Slice, corners: NDArray) -> NDArray:
 
 
 def _text(values: Sequence[float] | None) -> str:
-    return "(" + ", ".join(f"{v:.6g}" for v in values or ()) + ")"
+    return "(" + ", ".join(f"{v:.9g}" for v in values or ()) + ")"
 
 
 def _refuse_minority(
@@ -173,6 +212,25 @@ def _without_copies(
     return kept
 
 
+def _check_phases(ordered: list[Slice], source: str) -> None:
+    """Refuse acquisitions whose slices alternate: two phases half a slice apart look like one even stack.
+
+    Blocks one after the other, and one acquisition a slice, are how scanners number one volume.
+    """
+    for what, keys in (
+        ("AcquisitionNumber", [s.acquisition for s in ordered]),
+        ("TemporalPositionIdentifier", [s.temporal for s in ordered]),
+    ):
+        runs = [key for key, _ in groupby(keys)]
+        if len(runs) > len(set(keys)):
+            again = next(i for i in range(1, len(keys)) if keys[i] != keys[i - 1] and keys[i] in keys[:i])
+            raise GeometryError(
+                f"{source}: slices of {len(set(keys))} acquisitions interleave ({what} {keys[again - 1] or 'none'} in "
+                f"{ordered[again - 1].name} lies between slices of {keys[again] or 'none'}, such as "
+                f"{ordered[again].name}); two phases share one series UID, give one folder each"
+            )
+
+
 def _single_thickness(item: Slice) -> float:
     if item.thickness is None or not np.isfinite(item.thickness) or item.thickness <= 0:
         raise GeometryError(
@@ -182,42 +240,55 @@ def _single_thickness(item: Slice) -> float:
     return item.thickness
 
 
-def _check_even(ordered: list[Slice], positions: NDArray, normal: NDArray, source: str) -> None:
-    """Refuse a stack that is tilted, shifted sideways or unevenly spaced, and say all of it at once."""
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """Why slices are no grid: ``kind`` is what resampling can be asked for (uneven, tilted) or ``scattered``."""
+
+    kind: str
+    text: str
+    advice: str
+
+
+def _find_problems(ordered: list[Slice], positions: NDArray, normal: NDArray) -> list[_Problem]:
+    """Tell whether a stack is tilted, shifted sideways or unevenly spaced, all of it at once."""
     along = (positions - positions[0]) @ normal
     sideways = (positions - positions[0]) - np.outer(along, normal)
-    even = np.linspace(0.0, along[-1], len(ordered))
     gaps = np.diff(along)
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     problems = []
     drift = np.linalg.norm(sideways[-1])
-    straight = along[:, None] / along[-1] * sideways[-1]
-    if np.linalg.norm(sideways - straight, axis=1).max() > TOLERANCE_MM:
-        worst = int(np.linalg.norm(sideways - straight, axis=1).argmax())
-        problems.append(
+    straight = along[:, None] / max(along[-1], SAME_PLACE_MM) * sideways[-1]
+    stray = np.linalg.norm(sideways - straight, axis=1)
+    closest = int(gaps.argmin())
+    if stray.max() > TOLERANCE_MM or gaps[closest] < SAME_PLACE_MM:
+        worst = int(stray.argmax())
+        text = (
             f"slices are shifted sideways by up to {np.linalg.norm(sideways, axis=1).max():.2f} mm (worst: "
             f"{ordered[worst].name})"
         )
+        problems.append(_Problem(kind="scattered", text=text, advice="keep the slices of one stack"))
     elif drift > TOLERANCE_MM:
         angle = np.degrees(np.arctan2(drift, along[-1]))
-        problems.append(
+        text = (
             f"the gantry is tilted by {angle:.1f} degrees (the last slice lies {drift:.1f} mm off the normal of "
-            "the first)"
+            f"the first, slices {usual:.2f} mm apart)"
         )
-    if np.abs(along - even).max() > TOLERANCE_MM:
-        usual = float(np.median(gaps))
+        problems.append(_Problem(kind="tilted", text=text, advice="--resample-tilt straightens the stack"))
+    off = np.abs(along - np.linspace(0.0, along[-1], len(ordered))).max()
+    if off > TOLERANCE_MM or gaps.max() > FACTOR * usual or gaps[closest] < usual / FACTOR:
         worst = int(np.abs(gaps - usual).argmax())
-        steps = gaps[worst] / usual
+        steps = gaps[worst] / usual if usual > SAME_PLACE_MM else 0.0
         whole = steps > 1.5 and abs(steps - round(steps)) < 0.05
         hint = f", {round(steps) - 1} slice(s) missing?" if whole else ""
-        problems.append(
+        text = (
             f"slice distances run from {gaps.min():.2f} to {gaps.max():.2f} mm, usually {usual:.2f} mm (most unlike: "
             f"{gaps[worst]:.2f} mm between {_short(ordered[worst])} and {_short(ordered[worst + 1])}{hint})"
         )
-    if problems:
-        raise GeometryError(
-            f"{source}: {' and '.join(problems)}; expected slices at even distances, stacked at right angles. "
-            "Add the missing slices or resample the series first"
-        )
+        advice = "add missing slices, or --resample-uneven resamples on the true positions"
+        # Slices that nearly coincide are two images of one place, which no interpolation brings together.
+        kind = "uneven" if gaps[closest] > usual / 10 else "scattered"
+        problems.append(_Problem(kind=kind, text=text, advice=advice if kind == "uneven" else "keep one phase of two"))
+    return problems
 
 
 def _short(item: Slice) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from highdicom import Volume, VolumeGeometry
 from numpy.typing import NDArray
 
-from medseg.errors import GeometryError, InputError
+from medseg.errors import ConfigError, GeometryError, InputError
 from medseg.io.atomic import atomic_path
 from medseg.io.image_values import to_file, to_image
 from medseg.values.geometry import check_affine, check_volume, corners_of, make_volume
@@ -37,17 +37,18 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """What a NIfTI header says, checked: grid in LPS mm, stored type, scaling (None: none) and data offset."""
+    """What a NIfTI header says, checked: grid in LPS mm, type, scaling (None: none), data offset, volumes in all."""
 
     grid: VolumeGeometry
     dtype: np.dtype
     slope: float | None
     intercept: float | None
     offset: int
+    channels: int = 1
 
 
-def read_nifti(path: Path) -> Volume:
-    """Read an image.
+def read_nifti(path: Path, form: str | None = None) -> Volume:
+    """Read an image; ``form`` says which of ``sform`` and ``qform`` to believe where they disagree.
 
     Returns:
         Volume (slice, row, column) = (k, j, i); int16 where the scaled values are whole numbers of an integer
@@ -57,7 +58,7 @@ def read_nifti(path: Path) -> Volume:
         InputError: not NIfTI, truncated, a wrong checksum, colours, several volumes, NaN or infinite values.
         GeometryError: no sform and no qform, or two that disagree; a broken affine or unit.
     """
-    header, stored = _read(path)
+    header, stored = _read(path, form)
     return make_volume(to_image(_scaled(stored, header), str(path)), header.grid.affine, str(path))
 
 
@@ -70,7 +71,23 @@ def read_nifti_labels(path: Path) -> Volume:
 def read_nifti_grid(path: Path) -> VolumeGeometry:
     """Read the grid alone."""
     with _open(path) as stream:
-        return _parse_header(stream, path).grid
+        return _parse_header(stream, path, None).grid
+
+
+def count_nifti_channels(path: Path) -> int:
+    """Return how many volumes a file holds along its fourth axis."""
+    with _open(path) as stream:
+        return _parse_header(stream, path, None, several=True).channels
+
+
+def read_nifti_channels(path: Path) -> Iterator[Volume]:
+    """Yield the volumes along the fourth axis one after the other, as stored (see `read_nifti_labels`)."""
+    with _open(path) as stream:
+        header = _parse_header(stream, path, None, several=True)
+        _seek_voxels(stream, header, path)
+        for _ in range(header.channels):
+            yield make_volume(_scaled(_read_next(stream, header, path), header), header.grid.affine, str(path))
+        _check_rest(stream, header, path)
 
 
 def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None) -> None:
@@ -99,27 +116,66 @@ def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None)
         nib.save(image, temporary)
 
 
-def _read(path: Path) -> tuple[NiftiHeader, NDArray]:
+def check_nifti_size(path: Path) -> None:
+    """Check that all voxels are there; a gzipped file is unpacked to its end, nothing is kept.
+
+    Raises:
+        InputError: truncated, damaged, or more voxels than the header says.
+    """
     with _open(path) as stream:
-        header = _parse_header(stream, path)
-        count = int(np.prod(header.grid.spatial_shape))
-        _check_size(path, header.offset + count * header.dtype.itemsize)
-        stream.seek(header.offset)
-        try:
-            stored = np.empty(count, header.dtype)
-        except MemoryError:
-            raise InputError(f"{path}: {header.grid.spatial_shape} voxels do not fit into memory") from None
-        buffer = memoryview(stored.view(np.uint8).data)
-        done = 0
-        while done < len(buffer):
-            got = cast(io.RawIOBase, stream).readinto(buffer[done : done + CHUNK])
-            if not got:
-                raise InputError(f"{path}: truncated: {done} bytes of voxels, expected {len(buffer)}; copy it again")
-            done += got
-        while stream.read(CHUNK):  # to the end, where gzip keeps its checksum
-            pass
+        header = _parse_header(stream, path, None)
+        stream.seek(0)
+        _check_length(path, header, sum(len(chunk) for chunk in iter(lambda: stream.read(CHUNK), b"")))
+
+
+def _check_length(path: Path, header: NiftiHeader, length: int) -> None:
+    """Compare the bytes of a file with what its header asks for; a little padding is none of our business."""
+    plane = int(np.prod(header.grid.spatial_shape[1:])) * header.dtype.itemsize
+    needed = header.offset + plane * header.grid.spatial_shape[0] * header.channels
+    if length < needed:
+        raise InputError(f"{path}: truncated: {length} bytes, but its header asks for {needed}; copy the file again")
+    if length >= needed + plane:
+        raise InputError(
+            f"{path}: {length} bytes, but its header asks for {needed}; it holds more than the header describes"
+        )
+
+
+def _read(path: Path, form: str | None = None) -> tuple[NiftiHeader, NDArray]:
+    with _open(path) as stream:
+        header = _parse_header(stream, path, form)
+        _seek_voxels(stream, header, path)
+        stored = _read_next(stream, header, path)
+        _check_rest(stream, header, path)
+    return header, stored
+
+
+def _seek_voxels(stream: BinaryIO, header: NiftiHeader, path: Path) -> None:
+    count = int(np.prod(header.grid.spatial_shape)) * header.channels
+    _check_size(path, header.offset + count * header.dtype.itemsize)
+    stream.seek(header.offset)
+
+
+def _read_next(stream: BinaryIO, header: NiftiHeader, path: Path) -> NDArray:
+    """Read the next volume (k, j, i) of a stream, in the machine's byte order."""
+    try:
+        stored = np.empty(int(np.prod(header.grid.spatial_shape)), header.dtype)
+    except MemoryError:
+        raise InputError(f"{path}: {header.grid.spatial_shape} voxels do not fit into memory") from None
+    buffer = memoryview(stored.view(np.uint8).data)
+    done = 0
+    while done < len(buffer):
+        got = cast(io.RawIOBase, stream).readinto(buffer[done : done + CHUNK])
+        if not got:
+            raise InputError(f"{path}: truncated: {done} bytes of voxels, expected {len(buffer)}; copy it again")
+        done += got
     stored = stored.reshape(header.grid.spatial_shape)
-    return header, stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
+    return stored if stored.dtype.isnative else stored.astype(stored.dtype.newbyteorder("="))
+
+
+def _check_rest(stream: BinaryIO, header: NiftiHeader, path: Path) -> None:
+    """Read to the end, where gzip keeps its checksum, and check the length."""
+    position = stream.tell()
+    _check_length(path, header, position + sum(len(chunk) for chunk in iter(lambda: stream.read(CHUNK), b"")))
 
 
 @contextmanager
@@ -150,13 +206,15 @@ def _check_size(path: Path, needed: int) -> None:
         raise InputError(f"{path}: truncated: {size} bytes, but its header asks for {needed}; copy the file again")
 
 
-def _parse_header(stream: BinaryIO, path: Path) -> NiftiHeader:
+def _parse_header(stream: BinaryIO, path: Path, form: str | None, several: bool = False) -> NiftiHeader:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
     start = stream.read(540)
     kinds = [(Nifti1Header, 348, start[344:348] in (b"n+1\0",)), (Nifti2Header, 540, start[4:8] == b"n+2\0")]
     found = [(kind, size) for kind, size, fits in kinds if fits and len(start) >= size]
+    if start[344:347] == b"ni1" or start[4:7] == b"ni2":
+        raise InputError(f"{path}: half of a pair of .hdr and .img; convert it to one .nii file")
     if not found:
         raise InputError(f"{path}: not a NIfTI file ({len(start)} bytes of header read), expected .nii or .nii.gz")
     kind, size = found[0]
@@ -165,32 +223,36 @@ def _parse_header(stream: BinaryIO, path: Path) -> NiftiHeader:
         dimensions = [int(n) for n in raw["dim"]]
         slope, intercept = raw.get_slope_inter()
         dtype = raw.get_data_dtype()
-        offset = int(raw["vox_offset"])
+        offset = int(raw["vox_offset"]) or raw.single_vox_offset  # nifti1.h: 0 means straight after the header
     except Exception as error:  # nibabel's own errors are of many kinds; all mean a broken header
         raise InputError(f"{path}: broken NIfTI header ({error})") from None
-    shape = _shape(dimensions, path)
+    if np.isinf(float(raw["scl_slope"])) or (slope is not None and not np.isfinite((slope, intercept or 0.0)).all()):
+        raise InputError(f"{path}: scl_slope {raw['scl_slope']} and scl_inter {raw['scl_inter']}, expected numbers")
+    shape, channels = _shape(dimensions, path, several)
     if dtype.fields is not None or dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise InputError(f"{path}: voxels of type {dtype} (colours or complex numbers), expected one number a voxel")
     if offset < size:
         raise InputError(f"{path}: broken NIfTI header (data at byte {offset}, inside the header)")
-    affine = _affine(raw, shape, path)
+    affine = _affine(raw, shape, path, form)
     grid = VolumeGeometry(check_affine(affine, shape, str(path)), shape, "PATIENT")
-    return NiftiHeader(grid=grid, dtype=dtype, slope=slope, intercept=intercept, offset=offset)
+    return NiftiHeader(grid=grid, dtype=dtype, slope=slope, intercept=intercept, offset=offset, channels=channels)
 
 
-def _shape(dimensions: list[int], path: Path) -> tuple[int, int, int]:
-    """Return (k, j, i) from the header's dim field."""
+def _shape(dimensions: list[int], path: Path, several: bool) -> tuple[tuple[int, int, int], int]:
+    """Return (k, j, i) from the header's dim field, and how many volumes follow along the fourth axis."""
     axes = dimensions[1 : dimensions[0] + 1] if 1 <= dimensions[0] <= 7 else []
     if len(axes) < 3 or min(axes) < 1:
         raise InputError(f"{path}: {len(axes)} axes {axes}, expected a volume with three axes")
     volumes = int(np.prod([float(n) for n in axes[3:]]))
-    if volumes != 1:
+    if volumes != 1 and not (several and volumes == axes[3]):
         raise InputError(f"{path}: {volumes} volumes {axes}, expected one; split the file")
-    return axes[2], axes[1], axes[0]
+    return (axes[2], axes[1], axes[0]), volumes
 
 
-def _affine(raw: Any, shape: tuple[int, int, int], path: Path) -> NDArray[np.float64]:
-    """Return the LPS affine for (k, j, i) by the rules of sform and qform."""
+def _affine(raw: Any, shape: tuple[int, int, int], path: Path, wanted: str | None) -> NDArray[np.float64]:
+    """Return the LPS affine for (k, j, i) by the rules of sform and qform, or by the one that is wanted."""
+    if wanted not in (None, "sform", "qform"):
+        raise ConfigError(f"nifti form {wanted!r}: expected sform or qform")
     unit = int(raw["xyzt_units"]) & 0x07
     if unit not in UNITS_MM:
         raise GeometryError(f"{path}: unknown spatial unit code {unit}, expected metres, millimetres or micrometres")
@@ -198,11 +260,13 @@ def _affine(raw: Any, shape: tuple[int, int, int], path: Path) -> NDArray[np.flo
     if not (np.isfinite(pixdim).all() and pixdim.min() > 0):
         raise GeometryError(f"{path}: voxel spacing {pixdim.tolist()} in the header, expected three positive numbers")
     forms: list[NDArray[np.float64]] = []
-    if int(raw["sform_code"]) > 0:
+    if int(raw["sform_code"]) > 0 and wanted != "qform":
         forms.append(np.array(raw.get_sform(), np.float64))
-    if int(raw["qform_code"]) > 0:
+    if int(raw["qform_code"]) > 0 and wanted != "sform":
         qfac = -1.0 if float(raw["pixdim"][0]) < 0 else 1.0
         forms.append(_qform(raw, pixdim, qfac, path))
+    if not forms and wanted is not None:
+        raise GeometryError(f"{path}: the {wanted} was asked for and is not set; leave the choice to the file")
     if not forms:
         raise GeometryError(
             f"{path}: neither sform nor qform is set, so the place in the patient is unknown; write one of them first"
@@ -217,7 +281,7 @@ def _affine(raw: Any, shape: tuple[int, int, int], path: Path) -> NDArray[np.flo
         if apart > FORMS_AGREE_MM:
             raise GeometryError(
                 f"{path}: sform and qform disagree by {apart:.2f} mm at a corner of the volume; decide which is right "
-                "and write it to both"
+                "with --nifti-form sform or --nifti-form qform"
             )
     return affines[0]
 

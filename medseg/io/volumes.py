@@ -1,6 +1,6 @@
 """The way in and the way out of volumes, by suffix and content."""
 
-import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,21 +11,35 @@ from medseg.io.archive import unpacked
 from medseg.io.dicom import list_dicom, read_dicom
 from medseg.io.itk import ITK_SUFFIXES, read_itk, read_itk_grid
 from medseg.io.itk_writer import write_itk
-from medseg.io.nifti import NIFTI_SUFFIXES, read_nifti, read_nifti_grid, write_nifti
+from medseg.io.nifti import NIFTI_SUFFIXES, check_nifti_size, read_nifti, read_nifti_grid, write_nifti
 from medseg.io.series import SeriesInfo, grid_fields
-from medseg.progress import Track, silent
+from medseg.progress import Note, Track, silent, unheard
 
 #: One file each; .nhdr and .mhd keep their voxels in a second file and cannot appear whole or not at all.
 WRITABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 
 
-def read_volume(path: Path | str, *, series: str | None = None, track: Track = silent) -> Volume:
-    """Read an image: a DICOM folder or file, a zip of one, NIfTI, NRRD or MetaImage.
+def read_volume(
+    path: Path | str | Sequence[Path | str],
+    *,
+    series: str | None = None,
+    resample_uneven: bool = False,
+    resample_tilt: bool = False,
+    nifti_form: str | None = None,
+    track: Track = silent,
+    note: Note = unheard,
+) -> Volume:
+    """Read an image: a DICOM folder, file, list of files or zip, NIfTI, NRRD or MetaImage.
 
     Args:
         path: a folder is searched with its subfolders; a single DICOM file is read alone.
         series: SeriesInstanceUID, needed where a DICOM folder holds several image series.
+        resample_uneven: bring unevenly spaced DICOM slices to an even grid by linear interpolation between their true
+            positions, instead of refusing them; an even series is returned as it is.
+        resample_tilt: the same for slices that a tilted gantry has shifted against each other.
+        nifti_form: ``sform`` or ``qform``, needed where the two disagree.
         track: wraps the loops over headers and slices.
+        note: told in one line a time what was set aside, by name.
 
     Returns:
         highdicom Volume, array (slice, row, column), world LPS in mm; CT in HU, int16 where the values are whole
@@ -33,7 +47,7 @@ def read_volume(path: Path | str, *, series: str | None = None, track: Track = s
 
     Raises:
         InputError: nothing there, no image, several series without a choice, a damaged or truncated file, other
-            than three axes, NaN or infinite values.
+            than three axes, NaN or infinite values, an option that does not fit the format.
         GeometryError: a position in the patient that is missing, broken, uneven, tilted or contradictory.
 
     Example:
@@ -41,31 +55,40 @@ def read_volume(path: Path | str, *, series: str | None = None, track: Track = s
         >>> volume.array.shape, volume.spacing  # doctest: +SKIP
         ((20, 512, 512), (2.0, 0.9765625, 0.9765625))
     """
-    path = _existing(path)
-    kind = _kind(path)
-    if series is not None and kind not in ("dicom", "zip"):
-        raise InputError(f"{path}: a series was chosen, but only DICOM has series; leave --series away")
+    paths = _existing(path)
+    kind = _kind(paths)
+    if kind not in ("dicom", "zip") and (series is not None or resample_uneven or resample_tilt):
+        given, option = "a series was chosen", "--series"
+        if series is None:
+            given, option = "resampling was asked for", "--resample-uneven and --resample-tilt"
+        raise InputError(f"{paths[0]}: {given}, but only DICOM has series; leave {option} away")
+    if kind != "nifti" and nifti_form is not None:
+        raise InputError(f"{paths[0]}: no NIfTI file, so it has no sform and qform; leave --nifti-form away")
     if kind == "nifti":
-        return read_nifti(path)
+        return read_nifti(paths[0], nifti_form)
     if kind == "itk":
-        return read_itk(path)
+        return read_itk(paths[0])
     if kind == "zip":
-        with unpacked(path) as folder:
-            return read_dicom(folder, series, track)
-    return read_dicom(path, series, track)
+        with unpacked(paths[0]) as folder:
+            return read_dicom(
+                folder, series, track, resample_uneven=resample_uneven, resample_tilt=resample_tilt, note=note
+            )
+    source = paths if len(paths) > 1 else paths[0]
+    return read_dicom(source, series, track, resample_uneven=resample_uneven, resample_tilt=resample_tilt, note=note)
 
 
-def list_series(path: Path | str, *, track: Track = silent) -> list[SeriesInfo]:
-    """Describe every series of a DICOM folder, file or zip, or the one image of another file; no voxel is read.
+def list_series(path: Path | str | Sequence[Path | str], *, track: Track = silent) -> list[SeriesInfo]:
+    """Describe every series of a DICOM folder, file or zip, or the one image of another file; no voxel is kept.
 
-    A series whose geometry is refused is listed with its ``problem``.
+    Whether the voxels are all there is checked. A series whose geometry is refused is listed with its ``problem``.
 
     Raises:
         InputError: nothing there, or nothing that is known.
     """
-    path = _existing(path)
-    kind = _kind(path)
+    paths = _existing(path)
+    kind, path = _kind(paths), paths[0]
     if kind == "nifti":
+        check_nifti_size(path)
         return [SeriesInfo(uid="", modality="NIfTI", files=(path,), **grid_fields(read_nifti_grid(path)))]
     if kind == "itk":
         name = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
@@ -80,7 +103,7 @@ def list_series(path: Path | str, *, track: Track = silent) -> list[SeriesInfo]:
                 )
                 for info in list_dicom(folder, track)
             ]
-    return list_dicom(path, track)
+    return list_dicom(paths if len(paths) > 1 else path, track)
 
 
 def write_volume(path: Path | str, volume: Volume) -> None:
@@ -116,18 +139,43 @@ def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(suffixes)
 
 
-def _existing(path: Path | str) -> Path:
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    return path
+def _existing(path: Path | str | Sequence[Path | str]) -> list[Path]:
+    """Return what was given as paths to files and at most one folder.
+
+    Raises:
+        InputError: nothing there, no file or folder, or several that are not all files.
+    """
+    paths = [Path(path)] if isinstance(path, Path | str) else [Path(item) for item in path]
+    if not paths:
+        raise InputError("no input: expected at least one file or folder")
+    for item in paths:
+        if not item.exists():
+            raise InputError(f"{item}: no such file or folder")
+        if not (item.is_file() or (item.is_dir() and len(paths) == 1)):
+            raise InputError(f"{item}: no regular file; expected one folder, or one or more files")
+    return paths
 
 
-def _kind(path: Path) -> str:
-    if path.is_dir():
+def _kind(paths: list[Path]) -> str:
+    """Return ``dicom``, ``zip``, ``nifti`` or ``itk`` by the suffix, and by the content where it tells nothing."""
+    path = paths[0]
+    if path.is_dir() or len(paths) > 1:
         return "dicom"
     if _has_suffix(path, NIFTI_SUFFIXES):
         return "nifti"
     if _has_suffix(path, ITK_SUFFIXES):
         return "itk"
-    return "zip" if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path) else "dicom"
+    if path.suffix.lower() == ".zip":
+        return "zip"
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(352)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
+    if start.startswith(b"PK\3\4"):
+        return "zip"
+    if start.startswith(b"NRRD0") or start.startswith((b"ObjectType", b"NDims")):
+        return "itk"
+    if start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
+        return "nifti"
+    return "dicom"
