@@ -19,7 +19,7 @@ from medseg.io.dicom_context import DicomContext
 from medseg.io.dicom_seg_labels import Algorithm, noted_by_medseg
 from medseg.io.rtstruct_rois import Roi, open_rtstruct, read_rois, referenced_series
 from medseg.labels import Kind, Label, LabelTable, palette_colour
-from medseg.values.contours import fill_polygons
+from medseg.values.contours import fill_slices
 from medseg.values.geometry import AxisMap, describe_grid, spacing_of
 from medseg.values.instances import Instance, InstanceSet
 
@@ -62,7 +62,7 @@ def read_rtstruct(
     """Read a structure set onto the grid of an image.
 
     A pixel belongs to a region if its centre lies inside the contour or on it; nested contours alternate (see
-    `fill_polygons`). Regions of one name are objects of one label.
+    `medseg.values.contours.fill_polygons`). Regions of one name are objects of one label.
 
     Args:
         path: the file.
@@ -285,17 +285,15 @@ def _fill(
     contours: Sequence[_Placed], grid: VolumeGeometry, what: str, notes: list[str]
 ) -> tuple[NDArray[np.bool_], tuple[int, int, int]] | None:
     """Return the mask of one region and its offset, None where it covers no centre."""
-    depth, rows, columns = grid.spatial_shape
+    _, rows, columns = grid.spatial_shape
     of_slice: dict[int, list[_Placed]] = {}
     for contour in contours:
         of_slice.setdefault(contour.slice, []).append(contour)
-    planes, crossing = {}, 0
-    for index, own in of_slice.items():
-        exclusive = any(contour.exclusive for contour in own)
-        filled = fill_polygons([contour.polygon for contour in own], (rows, columns), exclusive=exclusive)
-        if filled is not None:
-            planes[index] = filled
-            crossing += filled.crossing
+    polygons = [[contour.polygon for contour in own] for own in of_slice.values()]
+    exclusive = [any(contour.exclusive for contour in own) for own in of_slice.values()]
+    filled = zip(of_slice, fill_slices(polygons, (rows, columns), exclusive), strict=True)
+    planes = {index: plane for index, plane in filled if plane is not None}
+    crossing = sum(plane.crossing for plane in planes.values())
     if crossing:
         notes.append(f"{what}: {crossing} contours cross another of the same slice; their areas were united")
     if not planes:

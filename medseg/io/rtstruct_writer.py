@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
@@ -194,8 +194,9 @@ def _contours(instance: Instance, context: DicomContext, decimals: int, smooth: 
             item.ContourGeometricType = "CLOSED_PLANAR"
             item.NumberOfContourPoints = len(polygon)
             text = _text(_points(polygon, z, instance, affine), decimals)
-            # as bytes: pydicom checks decimal strings one by one, which takes minutes for a large set
-            item[CONTOUR_DATA] = RawDataElement(CONTOUR_DATA, "DS", len(text), text, 0, True, True)
+            # As bytes, because pydicom makes an object of every decimal string, which takes most of the time; the
+            # implicit VR of the file leaves them decimal strings.
+            item[CONTOUR_DATA] = DataElement(CONTOUR_DATA, "OB", text)
             yield item
 
 
