@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from medseg.evaluation import Comparison, Evaluation
 from medseg.metrics.evaluation import CaseResult, class_values
-from medseg.metrics.ranking import FROC_POINTS, froc_curve, precision_recall, rank
+from medseg.metrics.ranking import FROC_POINTS, average_precision, froc_curve, precision_recall, rank
 from medseg.reporting.overlay import save_figure
 
 #: Told apart by the common forms of colour blindness and on white: Okabe-Ito without yellow, Tol's muted scheme.
@@ -43,11 +43,14 @@ def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
     shown = _shown(summary)
     if not shown:
         return []
+    colours = dict(zip(shown, COLOURS, strict=False))
+    # Where classes have one object per case, curves say what a table says better.
+    several = {name: colours[name] for name in _several(cases, shown) or shown}
     figures = {
-        "froc.png": froc_plot(cases, summary, shown),
-        "precision_recall.png": precision_recall_plot(cases, shown),
-        "classes.png": class_plot(cases, shown),
-        "size_classes.png": size_plot(summary, _several(cases, shown) or shown),
+        "froc.png": froc_plot(cases, summary, several),
+        "precision_recall.png": precision_recall_plot(cases, several),
+        "classes.png": class_plot(cases, colours),
+        "size_classes.png": size_plot(summary, several),
     }
     for name, figure in figures.items():
         save_figure(folder / name, figure)
@@ -64,10 +67,16 @@ def save_comparison_plot(comparison: Comparison, folder: Path) -> list[Path]:
     return [folder / "comparison.png"]
 
 
-def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
-    """Draw sensitivity against false positives per scan, dots where the CPM reads it."""
+def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
+    """Draw sensitivity against false positives per scan, one curve per class, dots where the CPM reads it.
+
+    Args:
+        cases: of the cohort.
+        summary: theirs.
+        colours: class -> colour, of the classes to draw.
+    """
     figure, (axes,) = _figure(1, width=6.4)
-    for colour, name in zip(COLOURS, names, strict=False):
+    for name, colour in colours.items():
         curve = froc_curve(rank([c.pairs for c in cases], name, summary["froc_iou"]))
         ranking = summary["classes"][name]["ranking"]
         # A step up at each score, from nothing found; the last sensitivity holds to the end of the axis.
@@ -88,31 +97,39 @@ def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], names: Se
     return figure
 
 
-def precision_recall_plot(cases: Sequence[CaseResult], names: Sequence[str]) -> Figure:
-    """Draw precision against recall at a loose and a strict IoU."""
+def precision_recall_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figure:
+    """Draw precision against recall at a loose and a strict IoU, one curve per class (class -> colour)."""
+    everyone = np.ones((1, len(cases)), np.int64)
     figure, panels = _figure(len(PR_IOUS), width=5.6)
     for axes, iou in zip(panels, PR_IOUS, strict=True):
-        for colour, name in zip(COLOURS, names, strict=False):
-            recall, precision = precision_recall(rank([c.pairs for c in cases], name, iou))
-            axes.plot(recall, precision, ".-", color=colour, label=name, drawstyle="steps-pre", markersize=4)
+        for name, colour in colours.items():
+            ranking = rank([c.pairs for c in cases], name, iou)
+            label = f"{name}, AP {_number(average_precision(ranking, everyone)[0])}"
+            axes.plot(*precision_recall(ranking), ".-", color=colour, label=label, drawstyle="steps-pre", markersize=4)
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"hit: IoU ≥ {iou:g} ({len(cases)} cases)")
-    _legend(panels[-1])
+        axes.set_title(f"{len(cases)} cases; hit: IoU ≥ {iou:g}")
+        _legend(axes, below=True)
     return figure
 
 
-def class_plot(cases: Sequence[CaseResult], names: Sequence[str]) -> Figure:
-    """Draw the spread over cases of Dice and of the surface scores, a box and the cases of each class."""
+def class_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figure:
+    """Draw the spread over cases of Dice and of the surface scores: a box, 5 to 95 per cent, and every case.
+
+    Args:
+        cases: of the cohort.
+        colours: class -> colour, of the classes to draw.
+    """
+    names = list(colours)
     values = {name: class_values(cases, name) for name in names}
     surfaces = next((tuple(v["surface"]) for v in values.values()), ())
     chosen = [("voxels", "dice"), *(("surface", key) for key in surfaces if _drawn(key))]
-    figure, panels = _figure(len(chosen), width=max(3.4, 1.2 + 0.45 * len(names)), height=4.6)
+    figure, panels = _figure(len(chosen), width=max(3.4, 1.2 + 0.45 * len(names)), height=3.9)
     jitter = np.random.default_rng(0)
     for axes, (group, key) in zip(panels, chosen, strict=True):
-        for position, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+        for position, (name, colour) in enumerate(colours.items()):
             scores = values[name][group][key]
             defined = scores[~np.isnan(scores)]
             axes.boxplot(
@@ -126,8 +143,8 @@ def class_plot(cases: Sequence[CaseResult], names: Sequence[str]) -> Figure:
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
-        axes.set_title(_TITLES.get(key, key.replace("_", " ")))
-        if key.endswith(("dice", "nsd")) or key.startswith("nsd"):
+        axes.set_title(_title(key))
+        if key == "dice" or key.startswith("nsd"):
             axes.set_ylim(-0.02, 1.02)
         else:
             axes.set_ylim(bottom=0)
@@ -135,13 +152,13 @@ def class_plot(cases: Sequence[CaseResult], names: Sequence[str]) -> Figure:
     return figure
 
 
-def size_plot(summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
-    """Draw the share of reference objects that were found, by class and size."""
-    classes = [summary["classes"][name]["size_classes"] for name in names]
-    figure, (axes,) = _figure(1, width=max(5.0, 1.5 + 1.1 * len(classes[0]) + 0.3 * len(names)))
-    width = 0.8 / len(names)
-    for k, (colour, name, entries) in enumerate(zip(COLOURS, names, classes, strict=False)):
-        x = np.arange(len(entries)) + (k - (len(names) - 1) / 2) * width
+def size_plot(summary: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
+    """Draw the share of reference objects that were found, by size and class (class -> colour)."""
+    classes = [summary["classes"][name]["size_classes"] for name in colours]
+    figure, (axes,) = _figure(1, width=max(5.0, 1.5 + len(classes[0]) * max(1.1, 0.4 * len(colours))))
+    width = 0.8 / len(colours)
+    for k, ((name, colour), entries) in enumerate(zip(colours.items(), classes, strict=True)):
+        x = np.arange(len(entries)) + (k - (len(colours) - 1) / 2) * width
         shares = [0.0 if e["reference"] == 0 else e["sensitivity"] for e in entries]
         axes.bar(x, shares, width * 0.95, color=colour, label=name)
         for place, share, e in zip(x, shares, entries, strict=True):
@@ -176,10 +193,15 @@ def comparison_plot(summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
     return figure
 
 
-_TITLES = {
-    "dice": "Dice", "hd95_mm": "HD95, mm", "assd_mm": "ASSD, mm", "chaos_ravd_percent": "RAVD, %",
-    "chaos_assd_mm": "ASSD (CHAOS), mm", "chaos_mssd_mm": "MSSD (CHAOS), mm",
-}  # fmt: skip
+def _title(key: str) -> str:
+    """Return how a score is called above its panel: ``HD95, mm``, ``NSD at 1 mm``."""
+    if key.startswith("nsd_"):
+        return f"NSD at {key.removeprefix('nsd_').removesuffix('mm')} mm"
+    if key == "dice":
+        return "Dice"
+    name, _, unit = key.removeprefix("chaos_").partition("_")
+    kind = " (CHAOS)" if key.startswith("chaos_") else ""
+    return f"{name.upper()}{kind}, {unit.replace('percent', '%')}"
 
 
 def _drawn(key: str) -> bool:
@@ -209,10 +231,15 @@ def _number(value: float) -> str:
 
 
 def _figure(panels: int, *, width: float, height: float = 4.4) -> tuple[Figure, list[Axes]]:
-    """Return a figure with an Agg canvas (no pyplot state) and its panels side by side."""
-    figure = Figure(figsize=(width * panels, height), layout="constrained", facecolor="white")
+    """Return a figure with an Agg canvas (no pyplot state) and its panels, up to three side by side."""
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[panels:]:
+        unused.remove()
+    del axes[panels:]
     for panel in axes:
         panel.grid(True, color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
@@ -220,5 +247,6 @@ def _figure(panels: int, *, width: float, height: float = 4.4) -> tuple[Figure, 
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+def _legend(axes: Axes, *, below: bool = False) -> None:
+    place = (0.5, -0.14) if below else (1.0, 1.0)
+    axes.legend(fontsize=8, frameon=False, loc="upper center" if below else "upper left", bbox_to_anchor=place)
