@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medseg.cli import console
-from medseg.cli.reading import INPUTS, NIFTI_FORM, RESAMPLE_TILT, RESAMPLE_UNEVEN, SERIES
+from medseg.cli.reading import INPUTS, KEEP_IDENTITY, NIFTI_FORM, RESAMPLE_TILT, RESAMPLE_UNEVEN, SERIES
 
 NAME = "convert"
 
@@ -18,14 +18,17 @@ def run(
     resample_uneven: RESAMPLE_UNEVEN = False,
     resample_tilt: RESAMPLE_TILT = False,
     nifti_form: NIFTI_FORM = None,
+    keep_identity: KEEP_IDENTITY = False,
 ) -> None:
     """Convert a study or image to one file; voxels and their place in the patient stay the same."""
     from medseg.io.atomic import check_apart
+    from medseg.io.identity import read_patient_id
     from medseg.io.volumes import check_output, read_volume, write_volume
 
     check_output(target)
     for source in sources:
         check_apart(target, source)
+    description = f"PatientID {read_patient_id(sources, series)}" if keep_identity else ""
     volume = read_volume(
         sources,
         series=series,
@@ -35,5 +38,5 @@ def run(
         track=console.track,
         note=console.warn,
     )
-    write_volume(target, volume)
+    write_volume(target, volume, description=description)
     console.wrote(target)

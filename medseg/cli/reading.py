@@ -18,3 +18,6 @@ NIFTI_FORM = Annotated[
 INPUTS = Annotated[
     list[Path], typer.Argument(metavar="IN...", help="DICOM folder, file or files, zip, NIfTI, NRRD or MHA.")
 ]
+KEEP_IDENTITY = Annotated[
+    bool, typer.Option("--keep-identity", help="Write the PatientID, which is left out otherwise, into the result.")
+]

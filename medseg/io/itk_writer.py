@@ -30,10 +30,11 @@ _GZIP, _ZLIB = zlib.MAX_WBITS | 16, zlib.MAX_WBITS  # zlib's own gzip header has
 _SIZE_DIGITS = 20
 
 
-def write_itk(path: Path, volume: Volume) -> None:
+def write_itk(path: Path, volume: Volume, description: str = "") -> None:
     """Write .nrrd or .mha on the volume's own grid, compressed; the same volume gives the same bytes.
 
-    The type is kept; booleans become uint8. No copy of the voxels is made.
+    The type is kept; booleans become uint8. No copy of the voxels is made. ``description``, one line, is the header's
+    only text (NRRD's content, MetaImage's Comment).
 
     Raises:
         InputError: a type that the formats lack, or a file that cannot be written.
@@ -41,13 +42,14 @@ def write_itk(path: Path, volume: Volume) -> None:
     volume = check_volume(volume, str(path))
     array = to_file(volume.array, str(path))
     if path.suffix.lower() == ".nrrd":
-        _write_nrrd(path, array, volume.affine)
+        _write_nrrd(path, array, volume.affine, description)
     else:
-        _write_meta(path, array, volume.affine)
+        _write_meta(path, array, volume.affine, description)
 
 
-def _write_nrrd(path: Path, array: NDArray, affine: NDArray[np.float64]) -> None:
+def _write_nrrd(path: Path, array: NDArray, affine: NDArray[np.float64], description: str) -> None:
     fields = {
+        **({"content": description} if description else {}),
         "type": _NRRD_TYPES[array.dtype.str[1:]],
         "dimension": 3,
         "space": "left-posterior-superior",
@@ -61,15 +63,16 @@ def _write_nrrd(path: Path, array: NDArray, affine: NDArray[np.float64]) -> None
     }
     head = "NRRD0004\n" + "".join(f"{key}: {value}\n" for key, value in fields.items()) + "\n"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(head.encode("ascii"))
+        file.write(head.encode())
         for piece in _compressed(array, _GZIP):
             file.write(piece)
 
 
-def _write_meta(path: Path, array: NDArray, affine: NDArray[np.float64]) -> None:
+def _write_meta(path: Path, array: NDArray, affine: NDArray[np.float64], description: str) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     fields = {
         "ObjectType": "Image",
+        **({"Comment": description} if description else {}),
         "NDims": 3,
         "BinaryData": "True",
         "BinaryDataByteOrderMSB": "False",
@@ -84,7 +87,7 @@ def _write_meta(path: Path, array: NDArray, affine: NDArray[np.float64]) -> None
         "ElementType": _META_TYPES[array.dtype.str[1:]],
         "ElementDataFile": "LOCAL",
     }
-    head = "".join(f"{key} = {value}\n" for key, value in fields.items()).encode("ascii")
+    head = "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(head)
         size = sum(file.write(piece) for piece in _compressed(array, _ZLIB))

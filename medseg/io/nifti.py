@@ -90,14 +90,15 @@ def read_nifti_channels(path: Path) -> Iterator[Volume]:
         _check_rest(stream, header, path)
 
 
-def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None) -> None:
+def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None, description: str = "") -> None:
     """Write a volume on its own grid: sform and qform with code 1 (scanner), millimetres, no scaling.
 
     The type is kept; booleans become uint8. The same volume gives the same bytes. With ``label_table`` (Caret XML,
-    extension code 30) the file is marked as a label map (intent 1002).
+    extension code 30) the file is marked as a label map (intent 1002). The header's texts are empty but for
+    ``description`` (descrip, at most 80 bytes of UTF-8).
 
     Raises:
-        InputError: a type that NIfTI lacks, or a file that cannot be written.
+        InputError: a type that NIfTI lacks, a longer description, or a file that cannot be written.
     """
     import nibabel as nib
 
@@ -109,6 +110,9 @@ def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
+    if len(description.encode()) > 80:
+        raise InputError(f"{path}: a description of {len(description.encode())} bytes, at most 80 fit a NIfTI header")
+    image.header["descrip"] = description.encode()
     if label_table is not None:
         image.header.set_intent("label")
         image.header.extensions.append(nib.nifti1.Nifti1Extension(30, label_table))

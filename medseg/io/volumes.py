@@ -106,10 +106,10 @@ def list_series(path: Path | str | Sequence[Path | str], *, track: Track = silen
     return list_dicom(paths if len(paths) > 1 else path, track)
 
 
-def write_volume(path: Path | str, volume: Volume) -> None:
+def write_volume(path: Path | str, volume: Volume, *, description: str = "") -> None:
     """Write a volume on its own grid; .nii, .nii.gz, .nrrd or .mha by the suffix.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. ``description`` is the only text in its header.
 
     Raises:
         InputError: another suffix, a type the format lacks, or a place that cannot be written.
@@ -118,9 +118,9 @@ def write_volume(path: Path | str, volume: Volume) -> None:
     path = Path(path)
     check_output(path)
     if _has_suffix(path, NIFTI_SUFFIXES):
-        write_nifti(path, volume)
+        write_nifti(path, volume, description=description)
     else:
-        write_itk(path, volume)
+        write_itk(path, volume, description)
 
 
 def check_output(path: Path) -> None:
