@@ -216,3 +216,17 @@ def test_agreement_with_faster_coco_eval(rng: np.random.Generator) -> None:
     ours = [average_precision(rank([c[0] for c in cases], "lesion", t), weights)[0] for t in thresholds]
     assert ours == pytest.approx(theirs.tolist(), abs=1e-12)
     assert len(set(ours)) > 5 and 0.3 < ours[0] < 0.95  # not trivial
+
+
+def test_agreement_with_monai(rng: np.random.Generator) -> None:
+    """MONAI (after CAMELYON 16) takes scores of hits and inventions; its curve leaves out the lowest score."""
+    from monai.metrics import compute_froc_curve_data
+
+    cases = [random_case(rng)[0] for _ in range(8)]
+    ranking = rank(cases, "lesion", 0.3)
+    hits, invented = ranking.scores[ranking.hits], ranking.scores[~ranking.hits]
+    false_positives, sensitivity = compute_froc_curve_data(invented, hits, int(ranking.references.sum()), len(cases))
+    curve = froc_curve(ranking)
+    assert len(curve.scores) == len(ranking.scores) > 20
+    assert curve.false_positives[:-1] == pytest.approx(false_positives[::-1][1:])
+    assert curve.sensitivity[:-1] == pytest.approx(sensitivity[::-1][1:])
