@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import corpus.dicom_series
+import corpus.dicom_values
 import nibabel as nib
 import numpy as np
 import pytest
@@ -52,4 +53,4 @@ def check_exact(outcome: Exact, target: Path) -> None:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    assert len(ALL) >= 45 and corpus.dicom_series
+    assert len(ALL) >= 45 and corpus.dicom_series and corpus.dicom_values
