@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from highdicom import Volume
 
+import medseg
 from medseg.inference.predictor import Prediction
 from medseg.io import write_instances
 from medseg.io.atomic import write_json
+from medseg.io.dicom_context import DicomContext
+from medseg.io.dicom_seg_labels import predicted_by
 from medseg.io.label_tables import write_bids_table, write_itksnap_table
 from medseg.metrics.measurement import measure
 from medseg.reporting.overlay import save_overlay
@@ -28,12 +31,19 @@ class SavedPrediction:
 
 
 def save_prediction(
-    folder: Path, name: str, volume: Volume, prediction: Prediction, plan: Plan, provenance: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    volume: Volume,
+    prediction: Prediction,
+    plan: Plan,
+    provenance: Mapping[str, Any],
+    context: DicomContext | None = None,
 ) -> SavedPrediction:
     """Write a case to ``folder``, every file whole or not at all, run.json last.
 
     ``NAME_instances.nii.gz`` (uint16 ids on the input's grid, one voxel one id, higher score wins) with its
-    ``.json``; ``NAME.seg.nrrd`` (3D Slicer, overlaps kept); ``NAME_dseg.tsv`` (BIDS); ``NAME_itksnap.txt``;
+    ``.json``; ``NAME.seg.nrrd`` (3D Slicer, overlaps kept); with a context ``NAME_seg.dcm`` (DICOM SEG, overlaps
+    kept, the patient and study of the series); ``NAME_dseg.tsv`` (BIDS); ``NAME_itksnap.txt``;
     ``NAME_measurements.csv`` and ``.json``; ``NAME_overlay.png``; ``run.json``.
 
     Args:
@@ -43,11 +53,15 @@ def save_prediction(
         prediction: its objects.
         plan: for the display window.
         provenance: what else run.json should say (input by hash, model, device).
+        context: the DICOM series that the volume was read from.
     """
     instances = prediction.instances
     flat = write_instances(folder / f"{name}_instances.nii.gz", instances)
     segments = write_instances(folder / f"{name}.seg.nrrd", instances)
     files = [*flat.files, *segments.files]
+    if context is not None and (len(instances) or len(instances.labels)):
+        algorithms = [predicted_by("medseg", medseg.__version__)] * max(len(instances), 1)
+        files += write_instances(folder / f"{name}_seg.dcm", instances, context=context, algorithms=algorithms).files
     files.append(write_bids_table(folder / f"{name}_dseg.tsv", instances))
     files.append(write_itksnap_table(folder / f"{name}_itksnap.txt", instances))
     measurements = measure(instances, volume)

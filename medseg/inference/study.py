@@ -2,19 +2,26 @@
 
 import hashlib
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from highdicom import VolumeGeometry
 
+from medseg.errors import MedsegError
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.provenance import environment, hash_files
 from medseg.inference.result import SavedPrediction, save_prediction
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE, load_run
 from medseg.io import list_series, read_volume
 from medseg.io.cohort_table import stem_of
+from medseg.io.dicom_context import DicomContext
+from medseg.io.export import read_image_context
+from medseg.io.identity import read_patient_id
 from medseg.progress import Track, silent
 from medseg.values.geometry import describe_grid
+from medseg.values.placement import lattice_map
 
 
 def study_name(path: Path, series: str | None = None) -> str:
@@ -36,6 +43,21 @@ def study_files(path: Path, series: str | None = None) -> list[Path]:
     return [file for info in list_series(path) if info.is_image and series in (None, info.uid) for file in info.files]
 
 
+def series_context(study: Path, series: str | None, grid: VolumeGeometry) -> tuple[DicomContext | None, str]:
+    """Return what a DICOM SEG of the study needs, or None and why there is none (nothing where it is no DICOM)."""
+    try:
+        context = read_image_context(study, series)
+    except MedsegError:  # the study was read, so its slices are no even stack, and what was read is not on them
+        return None, "no DICOM SEG was written: the volume was resampled, its voxels are not those of the series"
+    if not isinstance(context, DicomContext):
+        return None, ""
+    if context.missing:
+        return None, f"no DICOM SEG was written: the series has no {', no '.join(context.missing)}"
+    if lattice_map(grid, context.geometry) is None:
+        return None, "no DICOM SEG was written: the volume was resampled, its voxels are not those of the series"
+    return context, ""
+
+
 class StudyPredictor:
     """A trained run, opened once and applied to studies."""
 
@@ -47,15 +69,30 @@ class StudyPredictor:
         self.model_hash = hash_files([run / PLAN_FILE, run / WEIGHTS_FILE])
 
     def run(
-        self, study: Path, out: Path, name: str, series: str | None = None, track: Track = silent
+        self,
+        study: Path,
+        out: Path,
+        name: str,
+        series: str | None = None,
+        track: Track = silent,
+        *,
+        keep_identity: bool = False,
     ) -> tuple[Prediction, SavedPrediction]:
-        """Read a study, find its objects, and write them to ``out / name``."""
+        """Read a study, find its objects, and write them to ``out / name``.
+
+        With ``keep_identity``, run.json says the PatientID; otherwise nothing that is written names the patient.
+        """
+        patient = {"patient_id": read_patient_id(study, series)} if keep_identity else {}
         start = time.perf_counter()
         volume = read_volume(study, series=series, track=track)
         seconds = {"read": time.perf_counter() - start}
         prediction = self.predictor.predict(volume, track)
         prediction.seconds.update(seconds)
+        context, problem = series_context(study, series, volume.get_geometry())
+        if problem:
+            prediction = replace(prediction, warnings=(*prediction.warnings, problem))
         provenance = {
+            **patient,
             "environment": environment(self.device),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "input_sha256": hash_files(study_files(study, series)),
@@ -63,4 +100,4 @@ class StudyPredictor:
             "model_sha256": self.model_hash,
             "seed": self.plan.training.seed,
         }
-        return prediction, save_prediction(out / name, name, volume, prediction, self.plan, provenance)
+        return prediction, save_prediction(out / name, name, volume, prediction, self.plan, provenance, context)

@@ -89,12 +89,9 @@ class DicomContext:
         """FrameOfReferenceUID, empty where the source has none."""
         return str(self.header.get("FrameOfReferenceUID") or "")
 
-    def check_complete(self) -> None:
-        """Refuse a series that lacks a UID that written DICOM has to refer to.
-
-        Raises:
-            InputError: names what is missing.
-        """
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """UIDs that the series lacks and that written DICOM has to refer to."""
         missing = [
             name
             for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
@@ -108,9 +105,17 @@ class DicomContext:
             absent = sum(not uid for uid in uids)
             if absent:
                 missing.append(f"{name} (in {absent} of {len(uids)} slices)")
-        if missing:
+        return tuple(missing)
+
+    def check_complete(self) -> None:
+        """Refuse a series that lacks a UID that written DICOM has to refer to.
+
+        Raises:
+            InputError: names what is missing.
+        """
+        if self.missing:
             raise InputError(
-                f"{self.source}: has no {', no '.join(missing)}, which DICOM objects must refer to; "
+                f"{self.source}: has no {', no '.join(self.missing)}, which DICOM objects must refer to; "
                 "take the series from the archive again, or write .nii.gz or .seg.nrrd instead"
             )
 
@@ -169,6 +174,16 @@ def _header_of(path: Path, everything: bool) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+
+
+def dicom_kind(path: Path) -> str:
+    """Return the modality of a file (``SEG``, ``RTSTRUCT`` ...), empty where it says none or is no DICOM."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return str(dcmread(path, force=True, specific_tags=["Modality"]).get("Modality") or "")
+    except Exception:  # whoever reads the file in earnest says what is wrong with it
+        return ""
 
 
 def shared_header(dataset: Dataset) -> Dataset:

@@ -23,7 +23,8 @@ from medseg.io.dicom_files import first_line
 from medseg.io.dicom_seg_labels import Algorithm, algorithm_of, noted_by_medseg, segment_labels
 from medseg.values.geometry import check_affine, spacing_of
 from medseg.values.instances import Instance, InstanceSet
-from medseg.values.placement import place
+from medseg.values.placement import lattice_map, place
+from medseg.values.resampling import resample_instances
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABELMAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -77,6 +78,7 @@ def read_dicom_seg(
     image: DicomContext | VolumeGeometry | None = None,
     *,
     ignore_frame_of_reference: bool = False,
+    resample: bool = False,
 ) -> Segmentation:
     """Read a DICOM SEG.
 
@@ -85,6 +87,7 @@ def read_dicom_seg(
         image: the series it belongs to, or a grid; the objects then lie on that grid. None: on the smallest grid that
             holds the file's frames.
         ignore_frame_of_reference: match to the image by positions alone.
+        resample: resample the objects where the image has other voxels, which is refused otherwise.
 
     Returns:
         The objects; voxels of FRACTIONAL segments count from half of the maximum. Segments of one label (those that
@@ -96,7 +99,7 @@ def read_dicom_seg(
     """
     dataset = _read(path)
     try:
-        return _segmentation(dataset, path, image, ignore_frame_of_reference)
+        return _segmentation(dataset, path, image, ignore_frame_of_reference, resample)
     except MedsegError:
         raise
     except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
@@ -121,7 +124,11 @@ def _read(path: Path) -> Dataset:
 
 
 def _segmentation(
-    dataset: Dataset, path: Path, image: DicomContext | VolumeGeometry | None, ignore_frame_of_reference: bool
+    dataset: Dataset,
+    path: Path,
+    image: DicomContext | VolumeGeometry | None,
+    ignore_frame_of_reference: bool,
+    resample: bool,
 ) -> Segmentation:
     grid = image.geometry if isinstance(image, DicomContext) else image
     notes = _check_partner(dataset, path, image, ignore_frame_of_reference) if image is not None else []
@@ -150,7 +157,10 @@ def _segmentation(
         )
         algorithms.append(algorithm_of(item))
     found = InstanceSet.build(instances, geometry, table)
-    if grid is not None:
+    if grid is not None and resample and lattice_map(geometry, grid) is None:
+        found, kept = resample_instances(found, grid)
+        algorithms = [algorithms[i - 1] for i in kept]
+    elif grid is not None:
         found = place(found, grid, f"{path}: the segmentation")
     return Segmentation(
         instances=found,
@@ -236,7 +246,7 @@ def _stack(
 ) -> tuple[VolumeGeometry, list[int]]:
     """Return the smallest even grid that holds the frames, and the slice of each."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    planes, spacings, steps = [], [], []
+    planes, spacings, stated, thick = [], [], [], []
     for index in range(len(frames)):
         orientation = _group(dataset, index, "PlaneOrientationSequence")
         measures = _group(dataset, index, "PixelMeasuresSequence")
@@ -244,7 +254,8 @@ def _stack(
             raise ValueError(f"frame {index + 1} has no orientation or no pixel spacing")
         planes.append(np.array(orientation.ImageOrientationPatient, np.float64).reshape(2, 3))
         spacings.append(np.array(measures.PixelSpacing, np.float64))
-        steps.append(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness"))
+        stated.append(measures.get("SpacingBetweenSlices"))
+        thick.append(measures.get("SliceThickness"))
     plane, spacing = planes[0], spacings[0]
     reach = np.array([columns * spacing[1], rows * spacing[0]])
     off = max(np.abs((p - plane) * reach[:, None]).max() for p in planes)
@@ -263,11 +274,12 @@ def _stack(
             f"{path}: frames are shifted sideways by up to {drift:.2f} mm, expected a stack at right angles; "
             "was it made on a series with gantry tilt?"
         )
-    hints = [float(steps[0])] if steps[0] is not None else []
+    hints = [stated[0]]
     if image is not None:
         cosines = np.abs(image.affine[:3, :3].T @ normal) / spacing_of(image)
-        hints.insert(0, spacing_of(image)[int(cosines.argmax())])
-    slices, step = _slice_numbers(along, hints, path)
+        hints.append(spacing_of(image)[int(cosines.argmax())])
+    hints.append(thick[0])
+    slices, step = _slice_numbers(along, [float(hint) for hint in hints if hint is not None and float(hint) > 0], path)
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([normal * step, column * spacing[0], row * spacing[1]])
     affine[:3, 3] = positions[int(along.argmin())]

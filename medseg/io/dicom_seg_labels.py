@@ -132,32 +132,27 @@ def algorithm_of(item: Dataset) -> Algorithm:
     )
 
 
-def describe_segments(
-    instances: InstanceSet, tracking: Sequence[tuple[str, str]], algorithms: Sequence[Algorithm]
-) -> list[SegmentDescription]:
-    """Return a segment per instance, segment number = instance id.
+def describe_segments(instances: InstanceSet, tracking: Sequence[tuple[str, str]]) -> list[SegmentDescription]:
+    """Return a segment per instance, segment number = instance id; `name_algorithm` says how it came about.
 
     Args:
         instances: the objects.
         tracking: TrackingID and TrackingUID of each.
-        algorithms: how each came about.
     """
-    looks = zip(instances, instances.names(), instances.colours(), tracking, algorithms, strict=True)
+    looks = zip(instances, instances.names(), instances.colours(), tracking, strict=True)
     return [
-        _describe(instance.id, name, instances.labels[instance.label], colour, track, algorithm)
-        for instance, name, colour, track, algorithm in looks
+        _describe(instance.id, name, instances.labels[instance.label], colour, track)
+        for instance, name, colour, track in looks
     ]
 
 
-def describe_labels(labels: LabelTable, algorithm: Algorithm) -> list[SegmentDescription]:
+def describe_labels(labels: LabelTable) -> list[SegmentDescription]:
     """Return an empty segment per label, for a set without objects: the standard wants one at least."""
-    return [
-        _describe(number, label.name, label, label.colour, None, algorithm) for number, label in enumerate(labels, 1)
-    ]
+    return [_describe(number, label.name, label, label.colour, None) for number, label in enumerate(labels, 1)]
 
 
 def _describe(
-    number: int, name: str, label: Label, colour: Colour, tracking: tuple[str, str] | None, algorithm: Algorithm
+    number: int, name: str, label: Label, colour: Colour, tracking: tuple[str, str] | None
 ) -> SegmentDescription:
     item = SegmentDescription(
         segment_number=number,
@@ -176,6 +171,13 @@ def _describe(
         item.AnatomicRegionSequence = [region]
     elif side is not None:
         item.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [side]
+    return item
+
+
+def name_algorithm(item: Dataset, algorithm: Algorithm) -> None:
+    """Say in a segment how it came about; what is no type of the standard is unknown."""
+    if algorithm.type not in ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"):
+        algorithm = UNKNOWN_ORIGIN
     item.SegmentAlgorithmType = algorithm.type
     if algorithm.type != "MANUAL":
         item.SegmentAlgorithmName = short_text(algorithm.name, 64) or "unknown"
@@ -184,7 +186,6 @@ def _describe(
         item.SegmentationAlgorithmIdentificationSequence = AlgorithmIdentificationSequence(
             name=short_text(algorithm.name, 64), family=family, version=short_text(algorithm.version, 64) or "unknown"
         )
-    return item
 
 
 def note_labels(dataset: Dataset, instances: InstanceSet) -> None:

@@ -36,7 +36,14 @@ from medseg.io.dicom_context import (
     derive_uid,
     tracking_ids,
 )
-from medseg.io.dicom_seg_labels import UNKNOWN_ORIGIN, Algorithm, describe_labels, describe_segments, note_labels
+from medseg.io.dicom_seg_labels import (
+    UNKNOWN_ORIGIN,
+    Algorithm,
+    describe_labels,
+    describe_segments,
+    name_algorithm,
+    note_labels,
+)
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
 from medseg.values.layers import assign_layers
@@ -75,7 +82,7 @@ def write_dicom_seg(
         raise InputError(f"{path}: neither objects nor labels, and a DICOM SEG has at least one segment")
     if len(instances) > 65535:
         raise InputError(f"{path}: {len(instances)} objects, at most 65535 fit a DICOM SEG")
-    flat = instances.to_labelmap("error").array if labelmap else None
+    flat = _flat(path, instances) if labelmap else None
     dataset = _without_frames(instances, context, algorithms, labelmap)
     _refer(dataset, context)
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -99,18 +106,29 @@ def write_dicom_seg(
             _append(file, frames, pixels, vr)
 
 
+def _flat(path: Path, instances: InstanceSet) -> NDArray[np.uint16]:
+    try:
+        return instances.to_labelmap("error").array
+    except InputError:
+        raise InputError(
+            f"{path}: a label map segmentation holds one object per voxel, and objects overlap; write a binary one "
+            "(--format seg)"
+        ) from None
+
+
 def _without_frames(
     instances: InstanceSet, context: DicomContext, algorithms: Sequence[Algorithm] | None, labelmap: bool
 ) -> Dataset:
     """Return the segmentation of one empty slice, with every attribute but those of frames and source images."""
     if len(instances):
-        origins = list(algorithms) if algorithms is not None else [UNKNOWN_ORIGIN] * len(instances)
-        segments = describe_segments(instances, tracking_ids(instances, context), origins)
+        segments = describe_segments(instances, tracking_ids(instances, context))
     else:
-        segments = describe_labels(instances.labels, algorithms[0] if algorithms else UNKNOWN_ORIGIN)
+        segments = describe_labels(instances.labels)
+    origins = list(algorithms or [UNKNOWN_ORIGIN])
+    origins += origins[:1] * (len(segments) - len(origins))  # one for all where there are no objects
     geometry = context.geometry
     kind = "LABELMAP" if labelmap else "BINARY"
-    what = (context.series_uid, content_hash(instances), kind, repr(algorithms), medseg.__version__)
+    what = (context.series_uid, content_hash(instances), kind, repr(origins), medseg.__version__)
     empty = Volume(
         np.zeros((1, *geometry.spatial_shape[1:]), np.uint8),
         geometry.affine.round(9),  # 0.99999999999999 mm is 1 mm
@@ -140,6 +158,8 @@ def _without_frames(
         series_description="medseg objects",
         specific_character_set="ISO_IR 192",
     )
+    for segment in seg.SegmentSequence:  # number 0 is the background of a label map
+        name_algorithm(segment, origins[max(int(segment.SegmentNumber) - 1, 0)])
     organization = derive_uid("dimensions", *what)
     seg.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in seg.DimensionIndexSequence:

@@ -1,8 +1,8 @@
 """Label maps, one voxel one object: NIfTI written and read, NRRD and MetaImage read, with a JSON file beside them.
 
 The JSON (``<stem>.json``) says which value is which object. Two forms are understood: medseg's, with the label table
-in it, and nnDetection's ``{"instances": {"1": 0, "2": 0}}``, where class c is label c + 1. Without it the values of
-the map are label ids.
+in it, and nnDetection's ``{"instances": {"1": 0, "2": 0}}``, where class c is label c + 1. Without instances in it, or
+without a JSON, the values of the map are label ids; medseg's JSON then holds the label table alone.
 """
 
 import json
@@ -58,6 +58,29 @@ def write_labelmap(path: Path, instances: InstanceSet, overlap: Overlap) -> dict
     return flat.lost_voxels
 
 
+def write_semantic(path: Path, instances: InstanceSet, overlap: Overlap) -> dict[int, int]:
+    """Write label ids as NIfTI (uint8, or uint16 where an id is above 255), and the label table as JSON beside it.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        instances: the objects; those of one label become one.
+        overlap: who keeps a voxel that objects of several labels share (see `InstanceSet.to_labelmap`).
+
+    Returns:
+        Voxels lost to other labels, per instance id that lost any.
+    """
+    flat = instances.to_labelmap(overlap).array
+    highest = max(instances.labels.ids, default=0)
+    numbers = np.array([0, *(i.label for i in instances)], np.uint8 if highest <= 255 else np.uint16)
+    array = numbers[flat]
+    geometry = instances.geometry
+    volume = Volume(array, geometry.affine, "PATIENT", frame_of_reference_uid=geometry.frame_of_reference_uid)
+    write_nifti(path, volume, label_table=caret_label_table(instances.labels))
+    write_json(sidecar_of(path), {"labels": instances.labels.to_dict(), "overlap": overlap})
+    lost = {i.id: int(np.count_nonzero(array[i.window][i.mask] != i.label)) for i in instances}
+    return {key: count for key, count in lost.items() if count}
+
+
 def read_labelmap(path: Path, labels: LabelTable | None) -> InstanceSet:
     """Read a label map and its JSON.
 
@@ -78,6 +101,11 @@ def read_labelmap(path: Path, labels: LabelTable | None) -> InstanceSet:
     record = _read_sidecar(sidecar_of(path))
     if record is not None:
         return _read_objects(array, volume, record, labels, path)
+    own = _read_table(sidecar_of(path))
+    if own is not None and labels is not None:
+        array = _renumbered(array, own, labels, path)
+    elif own is not None:
+        labels = own
     if labels is None:
         values = {int(v) for plane in array for v in np.unique(plane)} - {0}
         try:
@@ -145,6 +173,36 @@ def _read_sidecar(path: Path) -> _Record | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: cannot be read as the objects of the label map beside it ({error})") from None
     return _Record(path=path, objects=objects, labels=labels)
+
+
+def _read_table(path: Path) -> LabelTable | None:
+    """Return the label table that medseg noted beside a semantic map, None where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("labels"), list):
+        return None
+    try:
+        return LabelTable.from_dict(data["labels"])
+    except MedsegError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _renumbered(array: NDArray[np.integer], own: LabelTable, labels: LabelTable, path: Path) -> NDArray[np.integer]:
+    """Return the map with the label ids of another table, found in it by name."""
+    highest = int(array.max())
+    numbers = np.zeros(max(highest, *own.ids, 0) + 1, np.uint16)
+    by_name = {label.name: label.id for label in labels}
+    for label in own:
+        numbers[label.id] = by_name.get(label.name, 0)
+    used = [int(value) for value in np.unique(array) if value]
+    lost = [own[value].name if value in own else value for value in used if not numbers[value]]
+    if lost:
+        raise InputError(
+            f"{path}: labels {lost[:10]} are not in the label table {labels.describe()}; add or rename them"
+        )
+    return numbers[array]
 
 
 def _read_objects(
