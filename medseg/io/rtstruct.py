@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from medseg.errors import GeometryError, InputError, MedsegError
 from medseg.io.dicom_context import DicomContext
-from medseg.io.dicom_seg_labels import Algorithm, noted_by_medseg
+from medseg.io.dicom_seg_labels import UNKNOWN_ORIGIN, Algorithm, noted_by_medseg
 from medseg.io.rtstruct_rois import Roi, open_rtstruct, read_rois, referenced_series
 from medseg.labels import Kind, Label, LabelTable, palette_colour
 from medseg.values.contours import fill_slices
@@ -36,7 +36,7 @@ class StructureSet:
     Attributes:
         instances: one per region of interest that has a voxel, in the order of the file; a region without has its
             label in the table.
-        algorithms: how each instance came about, in order; the type is empty where the file does not say.
+        algorithms: how each instance came about, in order.
         warnings: what was set aside, cut or not as it should be, one line each.
     """
 
@@ -277,8 +277,14 @@ def _build(
         instances.append(
             Instance(id=1, label=labels[number], mask=filled[0], offset=filled[1], score=score, source_id=source_id)
         )
-        algorithms.append(Algorithm(type=roi.algorithm))
+        algorithms.append(_algorithm(roi))
     return instances, algorithms, table
+
+
+def _algorithm(roi: Roi) -> Algorithm:
+    if roi.algorithm not in ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"):
+        return UNKNOWN_ORIGIN
+    return Algorithm(type=roi.algorithm, name=roi.made_by)
 
 
 def _fill(

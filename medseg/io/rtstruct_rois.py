@@ -42,7 +42,7 @@ class Roi:
         number, name: its own; the name is one line and never empty.
         colour: RGB, where stated.
         frame_of_reference_uid: empty where not stated.
-        algorithm: ROIGenerationAlgorithm, empty where not stated.
+        algorithm, made_by: ROIGenerationAlgorithm and its description, empty where not stated.
         contours: the closed ones.
         set_aside: what else there is and encloses nothing, with a count: points, open lines, closed contours of
             fewer than three points.
@@ -53,6 +53,7 @@ class Roi:
     colour: Colour | None
     frame_of_reference_uid: str
     algorithm: str
+    made_by: str
     contours: tuple[Contour, ...]
     set_aside: dict[str, int]
 
@@ -135,6 +136,7 @@ def _rois(dataset: Dataset, path: Path) -> Iterator[Roi]:
             colour=_colour(drawn.get(number)),
             frame_of_reference_uid=str(item.get("ReferencedFrameOfReferenceUID") or "") or usual,
             algorithm=str(item.get("ROIGenerationAlgorithm") or ""),
+            made_by=one_line(str(item.get("ROIGenerationDescription") or "")).strip(),
             contours=tuple(contours),
             set_aside=dict(aside),
         )

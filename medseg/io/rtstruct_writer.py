@@ -27,7 +27,7 @@ from medseg.io.dicom_context import (
     derive_uid,
     tracking_ids,
 )
-from medseg.io.dicom_seg_labels import Algorithm, coded, note_labels, short_text
+from medseg.io.dicom_seg_labels import UNKNOWN_ORIGIN, Algorithm, coded, note_labels, short_text
 from medseg.io.rtstruct_rois import CONTOUR_DATA, RT_STRUCTURE_SET
 from medseg.labels import Code, Colour
 from medseg.values.contours import Polygon, outline
@@ -154,7 +154,7 @@ def _regions(
         )
         description.ROIVolume = DSfloat(instances.volume_ml(instance.id), auto_format=True)
         description.TrackingID, description.TrackingUID = short_text(tracking[0], 64), tracking[1]
-        if algorithms is not None:
+        if algorithms is not None and algorithms[position] != UNKNOWN_ORIGIN:
             algorithm = algorithms[position]
             description.ROIGenerationAlgorithm = algorithm.type
             made_by = short_text(f"{algorithm.name} {algorithm.version}", 64)
