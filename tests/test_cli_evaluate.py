@@ -226,3 +226,93 @@ def test_threshold_out_of_range(cohort: tuple[Path, Path], tmp_path: Path) -> No
 def test_evaluation_starts_without_torch() -> None:
     code = "import sys, medseg.cli.evaluate, medseg.evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_two_predictions_are_compared(cohort: tuple[Path, Path], tmp_path: Path, grid: VolumeGeometry) -> None:
+    for k in range(3):  # found exactly, but one case is missing its lesion
+        objects = [("liver", 0, 20), ("lesion", 2, 8)][: 1 if k == 1 else 2]
+        write_instances(tmp_path / f"better/case_{k}.seg.nrrd", runs(grid, *objects))
+    code, output = command(
+        "-r", cohort[0], "-p", cohort[1], "-p", tmp_path / "better", "-o", tmp_path / "out", "--resamples", 50
+    )
+    assert code == 0 and "second minus first, 3 cases" in output
+    comparison = json.loads((tmp_path / "out/comparison.json").read_text())
+    dice = comparison["classes"]["lesion"]["voxels"]["dice"]
+    # Dice 1, 10/12, 8/12 against 1, 0, 1.
+    assert (dice["first"], dice["second"]) == pytest.approx((2.5 / 3, 2 / 3))
+    assert dice["difference"] == pytest.approx(2 / 3 - 2.5 / 3) and dice["ci_low"] < 0 < dice["ci_high"]
+    assert comparison["classes"]["lesion"]["objects"]["f1"]["second"] == pytest.approx(4 / 5)
+    for number, file in ((1, "summary.json"), (2, "per_case.csv"), (2, "froc.png")):
+        assert (tmp_path / f"out/prediction_{number}/{file}").exists()
+    assert (tmp_path / "out/comparison.png").exists()
+
+
+def test_the_scores_of_chaos(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ["-r", cohort[0], "-p", cohort[1], "-o", tmp_path / "out", "--metrics", "chaos"]
+    code, output = command(*arguments)
+    assert code == 0 and "CHAOS" in output and "ravd %" in output
+    rows = [row for row in table(tmp_path / "out/per_case.csv") if row["label"] == "lesion"]
+    # A run of 6 voxels shifted by 0, 1, 2: one or two of 12 border voxels are that many columns off.
+    columns = ("chaos_dice", "chaos_ravd_percent", "chaos_assd_mm", "chaos_mssd_mm")
+    pixel = 0.7
+    expected = [(1, 0, 0, 0), (10 / 12, 0, 2 * pixel / 12, pixel), (8 / 12, 0, 2 * 3 * pixel / 12, 2 * pixel)]
+    for row, values in zip(rows, expected, strict=True):
+        assert [float(row[c]) for c in columns] == pytest.approx(values, rel=1e-5)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["surface"] == "chaos"
+    with pytest.raises(ConfigError, match="leave out --surface"):
+        command(*arguments, "--surface", "border")
+
+
+def test_options_reach_the_summary(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    code, _ = command(
+        *("-r", cohort[0], "-p", cohort[1], "-o", tmp_path / "out", "--dice", "0.9", "--surface", "border"),
+        *("--tolerance", "0.5", "--tolerance", "3", "--slices", "--froc-iou", "0.2", "--size-edge", "7"),
+        *("--resamples", "10", "--seed", "3"),
+    )
+    assert code == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["dice_threshold"], summary["surface"], summary["tolerances_mm"]) == (0.9, "border", [0.5, 3])
+    assert (summary["froc_iou"], summary["size_edges_mm"]) == (0.2, [7])
+    assert summary["bootstrap"] == {"resamples": 10, "seed": 3, "level": 0.95}
+    lesion = summary["classes"]["lesion"]
+    assert lesion["objects"]["tp"] == 1  # Dice 1, 0.83, 0.67
+    assert set(lesion["surface"]) == {"nsd_0.5mm", "nsd_3mm", "hd95_mm", "assd_mm"}
+    # Each case has one slice: IoU 1, 5/7, 4/8 at equal scores; at 0.5 all are hits, at 0.75 one of three.
+    assert lesion["coco_slices"]["ap_50"] == 1 and 0 < lesion["coco_slices"]["ap_75"] < 0.5
+
+
+def test_surfaces_can_be_left_out(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ["-r", cohort[0], "-p", cohort[1], "-o", tmp_path / "out", "--surface", "none"]
+    assert command(*arguments)[0] == 0
+    assert tuple(table(tmp_path / "out/per_case.csv")[0]) == PER_CASE_COLUMNS
+    assert tuple(table(tmp_path / "out/per_instance.csv")[0]) == PER_INSTANCE_COLUMNS
+
+
+def test_plots_are_written_and_named(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    code, output = command("-r", cohort[0], "-p", cohort[1], "-o", tmp_path / "out")
+    for name in ("froc.png", "precision_recall.png", "classes.png", "size_classes.png"):
+        assert str(tmp_path / "out" / name) in output.replace("\n", "")
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+    assert code == 0 and "classes of the prediction that the reference does not name: spleen" in output
+
+
+def test_processes_change_nothing(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    (cohort[1] / "case_0/case_0.seg.nrrd").write_bytes(b"NRRD0004\nnonsense\n")
+    for workers in (1, 2):
+        result = evaluate_files(*cohort, tmp_path / f"out_{workers}", workers=workers)
+        assert set(result.failures) == {"case_0"}
+    for name in ("per_instance.csv", "per_case.csv", "summary.json"):
+        assert (tmp_path / "out_1" / name).read_bytes() == (tmp_path / "out_2" / name).read_bytes()
+
+
+def test_arguments_that_make_no_sense(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="workers 0"):
+        evaluate_files(*cohort, tmp_path / "out", workers=0)
+    with pytest.raises(ConfigError, match="3 predictions"):
+        command("-r", cohort[0], *(["-p", cohort[1]] * 3), "-o", tmp_path / "out")
+    for settings in ({"seed": -1}, {"tolerances_mm": ()}, {"froc_iou": 2.0}):
+        with pytest.raises(ConfigError):
+            Settings(**settings)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="not a writable folder"):
+        evaluate_files(*cohort, tmp_path / "file")

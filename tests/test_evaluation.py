@@ -10,7 +10,7 @@ from medseg.errors import ConfigError, GeometryError
 from medseg.labels import LabelTable
 from medseg.metrics.evaluation import CaseResult, evaluate_case, statistics, summarise
 from medseg.values.geometry import AxisMap
-from medseg.values.instances import InstanceSet
+from medseg.values.instances import Instance, InstanceSet
 
 SHAPE = (3, 5, 40)
 LABELS = LabelTable.from_names(["liver", "lesion"], kinds={"lesion": "ids"})
@@ -129,3 +129,91 @@ def test_summary_wants_one_threshold_and_a_case() -> None:
 def test_unknown_class() -> None:
     with pytest.raises(ConfigError, match="'spleen' was not evaluated"):
         evaluate_case(runs(), runs()).of("spleen")
+
+
+def scored(*objects: tuple[int, int, float]) -> InstanceSet:
+    """Build lesions that are runs of voxels: (first, end, score)."""
+    return InstanceSet.build(
+        [
+            Instance(id=1, label=2, mask=np.ones((1, 1, stop - start), bool), offset=(1, 2, start), score=value)
+            for start, stop, value in objects
+        ],
+        GRID,
+        LABELS,
+    )
+
+
+@pytest.fixture
+def three_cases() -> dict[str, CaseResult]:
+    """Lesions: one found, one of two found with an invention, one missed."""
+    return {
+        "a": evaluate_case(runs(("lesion", 0, 10)), scored((0, 10, 0.9))),
+        "b": evaluate_case(runs(("lesion", 0, 10), ("lesion", 20, 24)), scored((0, 8, 0.6), (30, 33, 0.7))),
+        "c": evaluate_case(runs(("lesion", 0, 2)), scored()),
+    }
+
+
+def test_rankings_by_hand(three_cases: dict[str, CaseResult]) -> None:
+    lesion = summarise(three_cases)["classes"]["lesion"]
+    # Scores 0.9 (hit), 0.7 (invented), 0.6 (hit, IoU 0.8) of four lesions: precision 1 up to recall 1/4, 2/3 up to 1/2.
+    loose = (26 + 25 * 2 / 3) / 101
+    assert lesion["ranking"]["ap_10_50"]["value"] == pytest.approx(loose)
+    assert lesion["ranking"]["ap_50_95"]["value"] == pytest.approx((7 * loose + 3 * 26 / 101) / 10)
+    # One invention in three scans: 1/4 sensitivity at 1/8 and 1/4 per scan, 1/2 from 1/2 on.
+    assert lesion["ranking"]["froc"] == {
+        "0.125": 0.25, "0.25": 0.25, "0.5": 0.5, "1": 0.5, "2": 0.5, "4": 0.5, "8": 0.5,
+    }  # fmt: skip
+    assert lesion["ranking"]["cpm"]["value"] == pytest.approx(3 / 7)
+    assert lesion["objects"]["lesion_dice"] == pytest.approx((1 + 16 / 18 + 0 + 0) / 4)
+    assert lesion["objects"]["jaccard_detection"] == pytest.approx(2 / 5)
+
+
+def test_size_classes_by_hand(three_cases: dict[str, CaseResult]) -> None:
+    # A voxel has 1 mm3: the spheres of 10, 4, 3 and 2 voxels have diameters of 2.67, 1.97, 1.79 and 1.56 mm.
+    lesion = summarise(three_cases, size_edges_mm=(1.6, 1.9, 2.5))["classes"]["lesion"]
+    rows = [
+        tuple(e[k] for k in ("from_mm", "to_mm", "reference", "found", "false_positives"))
+        for e in lesion["size_classes"]
+    ]
+    assert rows == [(0.0, 1.6, 1, 0, 0), (1.6, 1.9, 0, 0, 1), (1.9, 2.5, 1, 0, 0), (2.5, None, 2, 2, 0)]
+    assert [e["sensitivity"] for e in lesion["size_classes"]][2:] == [0, 1]
+    assert math.isnan(lesion["size_classes"][1]["sensitivity"])
+    assert lesion["size_classes"][3]["lesion_dice"] == pytest.approx((1 + 16 / 18) / 2)
+
+
+def test_worst_cases(three_cases: dict[str, CaseResult]) -> None:
+    three_cases["healthy"] = evaluate_case(runs(), scored())
+    summary = summarise(three_cases)
+    # Lesion Dice: 1, 2 * 8 / (14 + 11), 0, undefined.
+    assert [w["case"] for w in summary["classes"]["lesion"]["worst_cases"]] == ["c", "b", "a"]
+    assert [w["mean_dice"] for w in summary["worst_cases"]] == pytest.approx([0, 16 / 25, 1])
+    assert summary["worst_cases"][1]["f1"] == pytest.approx(2 / 4)
+
+
+def test_intervals_of_a_cohort(three_cases: dict[str, CaseResult]) -> None:
+    summary = summarise(three_cases, resamples=2000, seed=4)
+    assert summary["bootstrap"] == {"resamples": 2000, "seed": 4, "level": 0.95}
+    dice = summary["classes"]["lesion"]["voxels"]["dice"]
+    # Of the resamples 1 in 27 holds the worst case thrice, and as many the best: more than 2.5 per cent.
+    assert (dice["ci_low"], dice["ci_high"]) == (0, 1)
+    f1 = summary["classes"]["lesion"]["objects"]["intervals"]["f1"]
+    assert f1["ci_low"] == 0 and f1["ci_high"] == 1
+    again = summarise(three_cases, resamples=2000, seed=4)["classes"]["lesion"]
+    assert again == summary["classes"]["lesion"]
+    none = summarise(three_cases, resamples=0)["classes"]["lesion"]
+    assert math.isnan(none["voxels"]["dice"]["ci_low"]) and math.isnan(none["ranking"]["cpm"]["ci_high"])
+
+
+def test_surfaces_of_matched_objects_weigh_each_alike(three_cases: dict[str, CaseResult]) -> None:
+    matched = summarise(three_cases)["classes"]["lesion"]["matched"]
+    assert set(matched) == {"nsd_1mm", "nsd_2mm", "hd95_mm", "assd_mm"}
+    assert matched["nsd_1mm"]["n"] == 2 and matched["hd95_mm"]["min"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"froc_iou": 2}, "FROC 2"), ({"size_edges_mm": (5, 5)}, "that rise"), ({"size_edges_mm": (0, 5)}, "above 0")],
+)
+def test_summary_settings_out_of_range(three_cases: dict[str, CaseResult], settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        summarise(three_cases, **settings)
