@@ -81,12 +81,14 @@ def find_readings(
 ) -> Readings:
     """Add to detections (duplicates dropped, contained masks kept) the alternatives that their neighbours suggest.
 
-    The parts of a mask share its reward, and pay the log-odds of ``alternative_prior`` once; so does a union,
-    which earns the rewards of its members.
+    The parts of a mask share its reward and pay the log-odds of ``merged_prior`` once; a union earns the rewards of
+    its members and pays those of ``split_prior``.
     """
     several = np.array([label.id for label in labels if label.kind != "single"])
     plural = np.isin(nodes.labels, several)
-    price = float(np.log(config.alternative_prior / (1 - config.alternative_prior)))
+    part_price, union_price = (
+        float(np.log(p / (1 - p))) if p else -np.inf for p in (config.merged_prior, config.split_prior)
+    )
     readings = plain_readings(nodes, config)
     reach = missing_slices(config.gap_mm, spacing_mm[0]) + 1
     families = np.full(len(nodes), -1, np.intp)
@@ -102,14 +104,14 @@ def find_readings(
         for distance, big, covered, iou in _covers(nodes, plural, fresh, reach, config):
             order = (distance, -round(iou, 9), sum(int(nodes.keys[i]) for i in covered))
             whole = families[big] < 0 and len(nodes.sources[big]) == 1 and nodes.sources[big] not in split
-            if whole and (big not in chosen or order < chosen[big][0]):
+            if config.merged_prior and whole and (big not in chosen or order < chosen[big][0]):
                 chosen[big] = (order, covered)
             sources = tuple(sorted({s for i in covered for s in nodes.sources[i]}))
-            if turn == 0 and sources not in united:
+            if config.split_prior and turn == 0 and sources not in united:
                 united.add(sources)
-                drafts.append(_union(nodes, readings.rewards, covered, sources, price))
+                drafts.append(_union(nodes, readings.rewards, covered, sources, union_price))
         for big in sorted(chosen):
-            parts = _parts(nodes, big, chosen[big][1], spacing_mm[1:], price + float(readings.rewards[big]))
+            parts = _parts(nodes, big, chosen[big][1], spacing_mm[1:], part_price + float(readings.rewards[big]))
             if parts:
                 split.add(nodes.sources[big])
                 drafts += parts

@@ -148,7 +148,7 @@ def _link(
     spacing_mm = spacing_of(geometry)
     depth, rows, columns = geometry.spatial_shape
     shape = (rows, columns)
-    compete = config.method == "flow" and config.alternative_prior > 0
+    compete = config.method == "flow" and config.merged_prior + config.split_prior > 0
     detected = build_nodes(detections, geometry, labels, config.mask_threshold)
     detected = drop_duplicates(detected, labels, config, contained=not compete)
     readings = find_readings(detected, labels, spacing_mm, config) if compete else plain_readings(detected, config)

@@ -9,35 +9,37 @@ from medseg.linking.nodes import Nodes
 
 
 def object_score(nodes: Nodes, tracks: Sequence[Sequence[int]], unseen: int) -> float:
-    """Return the mean score of the slices that should show an object, each weighted by the object's area in it.
+    """Return the mean score of the slices that should show an object, each weighted by the object's diameter in it.
 
-    Area, because that is how much of the object a slice speaks for: a lesion's poles are a few pixels that any
-    detector scores low, and in an unweighted mean they drag a good lesion under the threshold, while a missed slice
-    through its middle should count more than one at its end.
+    In an unweighted mean the poles, a few pixels that any detector scores low, drag a good lesion under the
+    threshold. Weighted by area, one missed slice through the middle does. The diameter (square root of the area) lies
+    between; on simulated lesions it lost the fewest over both kinds of error.
 
     Args:
         nodes: all detections.
         tracks: those of the object, each by ascending slice. A slice between two members of a track that has no
-            detection counts 0 with an area between theirs. Of several parts in a slice the best score counts, and
-            the areas add up.
-        unseen: slices beyond the ends of the object that should show it as well: score 0, the mean area.
+            detection counts 0, its area between theirs. Of several parts in a slice the best score counts, and the
+            areas add up.
+        unseen: slices beyond the ends of the object that should show it as well: score 0, the mean diameter.
     """
     best: dict[int, float] = {}
-    area: dict[int, float] = {}
+    seen: dict[int, float] = {}
     for i in (i for track in tracks for i in track):
         z = int(nodes.slices[i])
         best[z] = max(best.get(z, 0.0), float(nodes.scores[i]))
-        area[z] = area.get(z, 0.0) + float(nodes.areas[i])
-    gaps: dict[int, float] = {}
+        seen[z] = seen.get(z, 0.0) + float(nodes.areas[i])
+    missed: dict[int, float] = {}
     for track in tracks:
         for a, b in zip(track[:-1], track[1:], strict=True):
             z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
             for z in range(z0 + 1, z1):
-                if z not in best:
+                if z not in seen:
                     between = (float(nodes.areas[a]) * (z1 - z) + float(nodes.areas[b]) * (z - z0)) / (z1 - z0)
-                    gaps[z] = gaps.get(z, 0.0) + between
-    seen = _sum(area.values())
-    return _sum(best[z] * area[z] for z in best) / (seen * (1 + unseen / len(best)) + _sum(gaps.values()))
+                    missed[z] = missed.get(z, 0.0) + between
+    weight = {z: area**0.5 for z, area in seen.items()}
+    known = _sum(weight.values())
+    expected = known * (1 + unseen / len(seen)) + _sum(area**0.5 for area in missed.values())
+    return _sum(best[z] * weight[z] for z in seen) / expected
 
 
 def unseen_slices(

@@ -212,9 +212,10 @@ class LinkingPlan(_Section):
     duplicate_iou: float = Field(0.5, gt=0, le=1)
     #: ... or where this much of the smaller lies in the larger.
     duplicate_overlap: float = Field(0.6, gt=0, le=1)
-    #: How often a detection (not of a `single` label) shows two objects, or two show one. Where the neighbouring
-    #: slices suggest it, both readings compete; 0: detections are taken as they are, and of two the higher score.
-    alternative_prior: float = Field(0.02, ge=0, lt=0.5)
+    #: How often one detection shows two objects (not of a `single` label), and how often two show one. Where the
+    #: neighbouring slices suggest it, both readings compete; 0: detections are taken as they are.
+    merged_prior: float = Field(0.05, ge=0, lt=1)
+    split_prior: float = Field(0.4, ge=0, lt=1)
     #: Branch-and-bound nodes for a group of detections with competing readings; beyond them the best found is taken.
     node_limit: int = Field(10000, ge=1)
     #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
@@ -224,7 +225,7 @@ class LinkingPlan(_Section):
     #: where it is shorter, the slices that should have shown it count 0 in its score. 0: expect nothing.
     length_ratio: float = Field(0.5, ge=0)
     #: Objects scored lower than this (before calibration) are dropped; the score is the mean over the slices that
-    #: should show the object, weighted by its area in them.
+    #: should show the object, weighted by its diameter in them.
     min_score: float = Field(0.4, ge=0, le=1)
     #: (score, probability that the object is one) knots that `medseg tune-linking` fits, both ascending; the score of
     #: an object is read off the line through them. None: scores stay as they are.
