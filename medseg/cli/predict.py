@@ -7,6 +7,7 @@ import typer
 
 from medseg.cli import console
 from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, set_up
+from medseg.cli.reading import KEEP_IDENTITY, SERIES
 from medseg.errors import ConfigError, MedsegError
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ def run(
         str | None,
         typer.Option("--name", help="Name of the case; else a hash of the series UID (DICOM) or the file's stem."),
     ] = None,
-    series: Annotated[str | None, typer.Option("--series", metavar="UID", help="Series to read of several.")] = None,
+    series: SERIES = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
+    keep_identity: KEEP_IDENTITY = False,
 ) -> None:
     """Find the objects of a study (or of every case of a cohort) and write masks, measurements and a picture."""
     from medseg.inference.study import StudyPredictor, study_name
@@ -53,7 +55,7 @@ def run(
     failures = {}
     for case, study in studies:
         try:
-            prediction, saved = predictor.run(study, out, case, series, console.track)
+            prediction, saved = predictor.run(study, out, case, series, console.track, keep_identity=keep_identity)
         except MedsegError as error:
             if len(studies) == 1:
                 raise
