@@ -68,7 +68,7 @@ def run_all(
     jobs = [([str(argument) for argument in arguments], file_size) for arguments in runs]
     done = subprocess.run(
         [*prefix, sys.executable, "-c", SERVER],
-        input=json.dumps(jobs), capture_output=True, text=True, env=environment(), timeout=120, **options,
+        input=json.dumps(jobs), capture_output=True, text=True, env=environment(), timeout=600, **options,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = [Run(*result) for result in json.loads(done.stdout)]

@@ -40,7 +40,7 @@ def python(code: str, *arguments: object) -> str:
     """Run code in a fresh Python (which may fork: it has no threads), and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True, text=True, env=environment(), timeout=120,
+        capture_output=True, text=True, env=environment(), timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

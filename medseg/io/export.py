@@ -6,11 +6,13 @@ from pathlib import Path
 from highdicom import VolumeGeometry
 
 from medseg.errors import ConfigError, InputError
+from medseg.io.atomic import check_apart
 from medseg.io.cohort_table import stem_of
 from medseg.io.dicom_context import DicomContext, read_dicom_context
 from medseg.io.instances import Format, format_of, read_instances_with_origin, write_instances
 from medseg.io.itk import ITK_SUFFIXES, read_itk_grid
 from medseg.io.label_tables import write_bids_table, write_itksnap_table, write_slicer_table
+from medseg.io.labelmap import sidecar_of
 from medseg.io.nifti import NIFTI_SUFFIXES, read_nifti_grid
 from medseg.labels import LabelTable
 from medseg.progress import Note, unheard
@@ -81,8 +83,11 @@ def export_instances(
     source, target = Path(source), Path(target)
     form = format_of(target, format)
     _check_options(target, form, image is not None, series, tables, smooth, resample)
-    if target.exists() and source.exists() and target.samefile(source):
-        raise InputError(f"{target}: is the input itself; name another file to write")
+    for given in (source, image):
+        if given is not None:
+            check_apart(target, given)
+    if form in ("nifti", "semantic", "nifti4d") and source.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES):
+        check_apart(sidecar_of(target), sidecar_of(source))  # case.nii and case.nii.gz have one JSON between them
     partner = read_image_context(image, series) if image is not None else None
     read = read_instances_with_origin(
         source,
