@@ -5,6 +5,7 @@ from pathlib import Path
 
 import corpus.dicom_series
 import corpus.dicom_values
+import corpus.files
 import nibabel as nib
 import numpy as np
 import pytest
@@ -53,4 +54,4 @@ def check_exact(outcome: Exact, target: Path) -> None:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    assert len(ALL) >= 45 and corpus.dicom_series and corpus.dicom_values
+    assert len(ALL) >= 45 and corpus.dicom_series and corpus.dicom_values and corpus.files

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,9 @@ from medseg.errors import InputError
 
 MAX_FILES = 100_000
 MAX_BYTES = 64 << 30
+#: An archive of more than this may not unpack to more than this many times its own size: images never do.
+BOMB_BYTES = 256 << 20
+BOMB_RATIO = 200
 #: Left free on the disk that holds the temporary folder.
 SPARE_BYTES = 256 << 20
 
@@ -49,7 +53,16 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> 
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
             raise InputError(f"{path}: member {member.filename!r} leads out of the archive; this archive is not safe")
+    names = Counter(member.filename for member in members)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"{path}: {len(twice)} names stand twice in the archive, such as {twice[0]!r}; pack it again")
     total = sum(member.file_size for member in members)
+    size = path.stat().st_size
+    if total > max(BOMB_BYTES, BOMB_RATIO * size):
+        raise InputError(
+            f"{path}: {size} bytes that would unpack to {total / 2**20:.0f} MiB, more than {BOMB_RATIO} times as much; "
+            "this archive is not safe"
+        )
     limit = min(MAX_BYTES, max(shutil.disk_usage(folder).free - SPARE_BYTES, 0))
     if len(members) > MAX_FILES or total > limit:
         raise InputError(

@@ -197,7 +197,10 @@ def _nothing_found(scan: Scan, source: str | Path) -> InputError:
     aside = [file.aside for file in scan.files] + [reason for _, reason in scan.others]
     if not aside:
         return InputError(f"{source}: the folder is empty, expected DICOM files")
-    return InputError(f"{source}: no DICOM image series among {len(aside)} files ({count_kinds(aside)})")
+    first = [file.path for file in scan.files] + [path for path, _ in scan.others]
+    return InputError(
+        f"{source}: no DICOM image series among {len(aside)} files ({count_kinds(aside)}), the first is {first[0].name}"
+    )
 
 
 def check_readable(files: Sequence[DicomFile], scan: Scan) -> None:

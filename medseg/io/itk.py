@@ -1,8 +1,8 @@
 """NRRD and MetaImage files through SimpleITK, which keeps them in LPS.
 
-ITK fills in an identity where a header says nothing about position, so the text of the header is looked at
-first: nothing geometric ever has a default. Formats: NRRD (https://teem.sourceforge.net/nrrd/format.html),
-MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation).
+ITK fills in an identity where a header says nothing about position, and takes damaged voxels for good ones, so header
+and voxels are looked at first (`itk_header`): nothing geometric ever has a default. Formats:
+NRRD (https://teem.sourceforge.net/nrrd/format.html), MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation).
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from highdicom import Volume, VolumeGeometry
 
 from medseg.errors import GeometryError, InputError
 from medseg.io.image_values import to_image
+from medseg.io.itk_header import Header, check_voxels, read_header
 from medseg.values.geometry import check_affine, make_volume
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -24,7 +25,6 @@ _NRRD_FIELDS = (("space",), ("space directions",), ("space origin",))
 _META_FIELDS = (
     ("elementspacing",), ("offset", "position", "origin"), ("transformmatrix", "rotation", "orientation"),
 )  # fmt: skip
-_HEADER_BYTES = 1 << 16
 
 
 def read_itk(path: Path) -> Volume:
@@ -50,7 +50,7 @@ def read_itk_labels(path: Path) -> Volume:
         image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: the voxels cannot be read ({_reason(error)}); copy the file again") from None
-    return make_volume(sitk.GetArrayFromImage(image), grid.affine, str(path))
+    return make_volume(sitk.GetArrayFromImage(image).reshape(grid.spatial_shape), grid.affine, str(path))
 
 
 def read_itk_grid(path: Path) -> VolumeGeometry:
@@ -62,7 +62,8 @@ def _open(path: Path) -> tuple[Any, VolumeGeometry]:
     """Return a SimpleITK reader whose header is read, and its checked grid."""
     import SimpleITK as sitk
 
-    _check_header(path)
+    header = read_header(path)
+    _check_place(header)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own prints would land on the user's screen
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -72,7 +73,9 @@ def _open(path: Path) -> tuple[Any, VolumeGeometry]:
         raise InputError(f"{path}: the header cannot be read ({_reason(error)})") from None
     size = reader.GetSize()
     if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
-        raise InputError(f"{path}: several or complex numbers a voxel (colours or vectors), expected one number")
+        raise InputError(
+            f"{path}: several or complex numbers a voxel (colours, vectors or several volumes), expected one number"
+        )
     volumes = int(np.prod(size[3:], dtype=float))
     if len(size) < 3 or volumes != 1:
         raise InputError(f"{path}: axes {list(size)}, expected one volume with three axes")
@@ -82,31 +85,33 @@ def _open(path: Path) -> tuple[Any, VolumeGeometry]:
     affine = np.eye(4)
     affine[:3, :3] = (direction * spacing)[:, ::-1]
     affine[:3, 3] = reader.GetOrigin()[:3]
-    if spacing.min() <= 0 or not np.isfinite(spacing).all():
+    if not np.isfinite(spacing).all() or spacing.min() <= 0:
         raise GeometryError(f"{path}: voxel spacing {spacing.tolist()} mm, expected three positive numbers")
     shape = (size[2], size[1], size[0])
     grid = VolumeGeometry(check_affine(affine, shape, str(path)), shape, "PATIENT")
+    if np.abs(np.linalg.norm(direction, axis=0) - 1).max() > 0.01:
+        raise GeometryError(f"{path}: directions {direction.round(4).tolist()}, expected vectors of length 1")
+    check_voxels(header, int(np.prod(shape)) * _bytes_per_voxel(reader), shape[0])
     return reader, grid
 
 
-def _check_header(path: Path) -> None:
+def _bytes_per_voxel(reader: Any) -> int:
+    import SimpleITK as sitk
+
+    return int(sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).itemsize)
+
+
+def _check_place(header: Header) -> None:
     """Refuse a header without position, direction and spacing, or in an unknown space or unit."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(_HEADER_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
-    nrrd = start.startswith(b"NRRD")
-    if not nrrd and b"=" not in start[:200]:
-        raise InputError(f"{path}: neither an NRRD nor a MetaImage header was found")
-    fields = _fields(start, nrrd)
-    missing = [group[0] for group in (_NRRD_FIELDS if nrrd else _META_FIELDS) if not any(w in fields for w in group)]
+    path, fields = header.path, header.fields
+    groups = _NRRD_FIELDS if header.nrrd else _META_FIELDS
+    missing = [group[0] for group in groups if not any(w in fields for w in group)]
     if missing:
         raise GeometryError(
             f"{path}: the header has no {' and no '.join(missing)}, so the place in the patient is unknown; "
             "write the image with its geometry"
         )
-    if nrrd:
+    if header.nrrd:
         space = fields["space"].lower()
         if space not in SPACES:
             raise GeometryError(f"{path}: space {fields['space']!r}, expected one of LPS, RAS or LAS")
@@ -115,20 +120,25 @@ def _check_header(path: Path) -> None:
             raise GeometryError(f"{path}: space units {sorted(units)}, expected mm")
         if "nan" in (fields["space directions"] + fields["space origin"]).lower():
             raise GeometryError(f"{path}: space directions or origin hold NaN")
+        return
+    for name in (name for group in _META_FIELDS for name in group if name in fields):
+        if not np.isfinite([_number(word) for word in fields[name].split()]).all():  # ITK would take them for 0
+            raise GeometryError(f"{path}: {name} {fields[name]!r} holds values that are no finite numbers")
+    if fields.get("distanceunits", "mm") not in ("mm", "?"):
+        raise GeometryError(f"{path}: distances in {fields['distanceunits']!r}, expected mm")
+    slope, offset = (fields.get(f"elementtointensityfunction{name}") for name in ("slope", "offset"))
+    if _number(slope or "1") != 1 or _number(offset or "0") != 0:
+        raise InputError(
+            f"{path}: its voxels are to be scaled (slope {slope}, offset {offset}), which no reader of MetaImage does; "
+            "scale them and write the image again"
+        )
 
 
-def _fields(start: bytes, nrrd: bool) -> dict[str, str]:
-    """Return the header's fields, names in lower case."""
-    fields = {}
-    for line in start.decode("latin-1").splitlines():
-        if nrrd and not line.strip():
-            break
-        name, separator, value = line.partition(":" if nrrd else "=")
-        if separator and not line.startswith("#"):
-            fields[name.strip().lower()] = value.strip()
-        if not nrrd and name.strip().lower() == "elementdatafile":
-            break
-    return fields
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return float("nan")
 
 
 def _reason(error: BaseException) -> str:
