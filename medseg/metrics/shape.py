@@ -105,8 +105,8 @@ def maximum_diameter(hulls: dict[int, NDArray[np.float64]], slice_mm: float) -> 
 def surface_and_volume(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[float, float]:
     """Return surface in mm2 and enclosed volume in mm3 of the mesh around an object.
 
-    The steps of the voxel grid enlarge the surface: that of a digital ball of 20 mm is 9 (voxels of 1 mm) to 21 per cent
-    (5 x 0.8 x 0.8 mm) above the ball's.
+    The steps of the voxel grid enlarge the surface: that of a digital ball of 20 mm is 9 per cent (voxels of 1 mm) to
+    21 per cent (5 x 0.8 x 0.8 mm) above that of the ball.
 
     Args:
         mask: [d, h, w] bool, not empty; beyond the array is background.
