@@ -3,9 +3,11 @@
 import re
 import shutil
 import subprocess
+import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -16,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from medseg.errors import GeometryError, InputError
-from medseg.io import read_instances
+from medseg.io import read_instances, write_instances
 from medseg.io.dicom_context import read_dicom_context
 from medseg.io.dicom_seg_labels import UNKNOWN_ORIGIN, Algorithm, predicted_by
 from medseg.io.rtstruct import read_rtstruct
@@ -24,6 +26,8 @@ from medseg.io.rtstruct_writer import write_rtstruct
 from medseg.labels import Code, Label, LabelTable
 from medseg.values.instances import InstanceSet
 from medseg.values.placement import place
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def same_objects(a, b):
@@ -232,6 +236,22 @@ def test_no_objects_are_regions_without_contours(axial, tmp_path):
         write_rtstruct(tmp_path / "x.dcm", InstanceSet.build([], axial[0].geometry, LabelTable([])), axial[0])
 
 
+def test_frames_of_one_file_are_named_by_their_number(axial, objects, tmp_path):
+    """Enhanced CT: all slices share a SOP instance UID (PS3.3 table 10-3)."""
+    images = [replace(image, sop_instance_uid="1.2.3", frame=n) for n, image in enumerate(axial[0].images, 1)]
+    context = replace(axial[0], images=tuple(images))
+    write_rtstruct(tmp_path / "rt.dcm", objects, context)
+    dataset = pydicom.dcmread(tmp_path / "rt.dcm")
+    study = dataset.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    (image,) = study.RTReferencedSeriesSequence[0].ContourImageSequence
+    assert "ReferencedFrameNumber" not in image
+    contours = dataset.ROIContourSequence[1].ContourSequence
+    assert {c.ContourImageSequence[0].ReferencedFrameNumber for c in contours} == {3, 4, 6}
+    found = read_rtstruct(tmp_path / "rt.dcm", context)
+    same_objects(found.instances, objects)
+    assert found.warnings == ()
+
+
 def test_a_series_without_uids_is_refused_by_name(axial, objects, tmp_path):
     header = Dataset()
     header.update(axial[0].header)
@@ -424,6 +444,25 @@ def test_points_and_open_lines_are_set_aside_by_name(axial, tmp_path):
     assert any(f"'organ': {text}" in w for w in found.warnings)
 
 
+def test_contours_in_every_other_slice_are_told(axial, tmp_path):
+    path = drawn(axial, tmp_path, [(box(2.5, 8.5), z, "CLOSED_PLANAR") for z in (0, 2, 4, 6)])
+    found = read_rtstruct(path, axial[0])
+    assert found.instances[1].voxels == 4 * 36
+    assert any("'organ' has contours in no two neighbouring slices" in w for w in found.warnings)
+
+
+def test_points_at_astronomical_distances_are_outside(axial, tmp_path):
+    def edit(dataset):
+        far = deepcopy(dataset.ROIContourSequence[0].ContourSequence[0])
+        far.ContourData = ["1e300", "1e300", "-805.9"] * 4
+        dataset.ROIContourSequence[0].ContourSequence.append(far)
+
+    path = drawn(axial, tmp_path, [(box(2.5, 8.5), 3, "CLOSED_PLANAR")], edit=edit)
+    found = read_rtstruct(path, axial[0])
+    assert found.instances[1].voxels == 36
+    assert any("1 of 2 contours lie outside the image" in w for w in found.warnings)
+
+
 def test_a_region_between_the_pixel_centres_is_told(axial, tmp_path):
     found = read_rtstruct(drawn(axial, tmp_path, [(box(4.1, 4.9), 3, "CLOSED_PLANAR")]), axial[0])
     assert len(found.instances) == 0
@@ -568,6 +607,28 @@ def test_an_oblique_series_of_another_scanner(data_dir, tmp_path):
     found = read_rtstruct(tmp_path / "rt.dcm", context)
     same_objects(found.instances, objects)
     assert "the image names no frame of reference" in found.warnings[0]
+
+
+def run_medseg(*arguments):
+    command = [sys.executable, "-m", "medseg", *(str(a) for a in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_export_there_and_back(axial, objects, tmp_path):
+    """The command line: .seg.nrrd to RTSTRUCT to .seg.nrrd, overlaps kept; without --image there is no grid."""
+    source, contours, target = tmp_path / "in.seg.nrrd", tmp_path / "rt.dcm", tmp_path / "out.seg.nrrd"
+    write_instances(source, objects)
+    done = run_medseg("export", source, contours, "--format", "rtstruct", "--image", axial[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Planted" not in done.stdout
+    done = run_medseg("export", contours, target, "--image", axial[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    same_objects(place(read_instances(target), axial[0].geometry, "target"), objects)
+    assert read_instances(target).labels == objects.labels
+    refused = run_medseg("export", contours, target)
+    assert refused.returncode == 2
+    assert "--image" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 # other programs

@@ -267,6 +267,7 @@ def _build(
     instances, algorithms = [], []
     for number, own in sorted(of_roi.items()):
         roi = rois[number]
+        notes += _sparse({contour.slice for contour in own}, f"{path}: {roi.name!r}")
         filled = _fill(own, grid, f"{path}: {roi.name!r}", notes)
         if filled is None:
             notes.append(
@@ -279,6 +280,14 @@ def _build(
         )
         algorithms.append(_algorithm(roi))
     return instances, algorithms, table
+
+
+def _sparse(slices: set[int], what: str) -> list[str]:
+    """Say where no two neighbouring slices have contours: drawn on thicker slices, the object comes out in sheets."""
+    steps = np.diff(sorted(slices))
+    if len(steps) < 2 or steps.min() < 2:
+        return []
+    return [f"{what} has contours in no two neighbouring slices; the slices between them stay empty"]
 
 
 def _algorithm(roi: Roi) -> Algorithm:

@@ -152,8 +152,8 @@ def _rasterize(polygons: Sequence[Polygon], shape: tuple[int, int]) -> list[_Ras
     cells = 0
     for polygon in polygons:
         points = np.asarray(polygon, np.float64) - 0.5  # centres at whole numbers
-        low = np.maximum(np.ceil(points.min(axis=0) - ON_PATH_PIXELS), 0).astype(np.intp)
-        high = np.minimum(np.floor(points.max(axis=0) + ON_PATH_PIXELS) + 1, shape).astype(np.intp)
+        low = np.clip(np.ceil(points.min(axis=0) - ON_PATH_PIXELS), 0, shape).astype(np.intp)
+        high = np.clip(np.floor(points.max(axis=0) + ON_PATH_PIXELS) + 1, 0, shape).astype(np.intp)
         high = low if (high <= low).any() else high
         if batch and cells > _CANVAS_CELLS:
             rasters += _rasterize_batch(batch, windows)
