@@ -13,10 +13,10 @@ from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 from medseg.errors import ConfigError, InputError, MedsegError
-from medseg.io import read_instances
 from medseg.io.atomic import check_folder, write_csv, write_json
 from medseg.io.case_files import label_files
 from medseg.io.cohort_table import TABLE_NAME, read_cohort_labels, read_label_file
+from medseg.io.instance_pairs import read_pair
 from medseg.labels import LabelTable
 from medseg.metrics.case import TOLERANCES_MM, check_settings
 from medseg.metrics.comparison import compare
@@ -85,7 +85,8 @@ class Evaluation:
         extra: names of predicted cases that the reference lacks; they are left out.
         summary: what summary.json holds: `medseg.metrics.evaluation.summarise` and ``failures``,
             ``predictions_without_reference``, ``labels`` (per class name, its ids in the label tables of
-            the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it).
+            the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it),
+            ``remarks`` (per case, what its files were read with).
         files: what was written, absolute.
     """
 
@@ -172,13 +173,16 @@ def evaluate_files(
     ]  # fmt: skip
     failures = {name: f"no prediction in {prediction}" for name in references if name not in predictions}
     cases: dict[str, CaseResult] = {}
+    remarks: dict[str, tuple[str, ...]] = {}
     ids: dict[str, dict[str, int | None]] = {}
     for job, done in zip(jobs, track(_evaluate_all(jobs, workers), "evaluating", len(jobs)), strict=True):
         if isinstance(done, str):
             failures[job.name] = done
         else:
-            cases[job.name] = done[0]
-            ids = ids or done[1]
+            cases[job.name] = done.result
+            ids = ids or done.ids
+            if done.remarks:
+                remarks[job.name] = done.remarks
     if not cases:
         name, reason = next(iter(failures.items()))
         raise InputError(f"none of {len(failures)} cases could be evaluated; the first, {name}: {reason}")
@@ -193,6 +197,7 @@ def evaluate_files(
         "failures": failures,
         "predictions_without_reference": list(extra),
         "labels": ids,
+        "remarks": remarks,
     }
     files = (out / "per_instance.csv", out / "per_case.csv", out / "summary.json")
     surfaces = _surface_columns(cases)
@@ -252,10 +257,15 @@ class _Job:
     settings: Settings
 
 
-def _evaluate_all(
-    jobs: Sequence[_Job], workers: int
-) -> Iterator[tuple[CaseResult, dict[str, dict[str, int | None]]] | str]:
-    """Yield the result of each job in order."""
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    result: CaseResult
+    ids: dict[str, dict[str, int | None]]
+    remarks: tuple[str, ...]
+
+
+def _evaluate_all(jobs: Sequence[_Job], workers: int) -> Iterator[_Done | str]:
+    """Yield the result of each job in order, or why there is none."""
     workers = min(workers, len(jobs))
     if workers < 2:
         yield from map(_evaluate, jobs)
@@ -270,12 +280,13 @@ def _evaluate_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _evaluate(job: _Job) -> tuple[CaseResult, dict[str, dict[str, int | None]]] | str:
-    """Return the result of a case and the ids of its labels, or why there is none."""
+def _evaluate(job: _Job) -> _Done | str:
     settings = job.settings
+    remarks: list[str] = []
     try:
-        expected = read_instances(job.reference, labels=job.reference_labels)
-        found = read_instances(job.prediction, labels=job.prediction_labels)
+        expected, found = read_pair(
+            job.reference, job.prediction, labels=(job.reference_labels, job.prediction_labels), note=remarks.append
+        )
         _check_common_class(expected.labels, found.labels)
         result = evaluate_case(
             expected,
@@ -288,7 +299,7 @@ def _evaluate(job: _Job) -> tuple[CaseResult, dict[str, dict[str, int | None]]] 
         )
     except MedsegError as error:
         return " ".join(str(error).split())
-    return result, _label_ids(expected, found)
+    return _Done(result=result, ids=_label_ids(expected, found), remarks=tuple(remarks))
 
 
 def _check_common_class(reference: LabelTable, prediction: LabelTable) -> None:

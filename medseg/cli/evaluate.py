@@ -136,6 +136,9 @@ def _report(result: "Evaluation") -> None:
         only = [n for n, e in result.summary["classes"].items() if e[f"in_{side}"] and not e[f"in_{other}"]]
         if only:
             console.warn(f"classes of the {side} that the {other} does not name: {', '.join(only)} (matched by name)")
+    for case, remarks in result.summary["remarks"].items():
+        for remark in remarks:
+            console.warn(f"{case}: {remark}")
     if result.extra:
         console.warn(f"{len(result.extra)} predictions have no reference and were left out: {', '.join(result.extra)}")
     for case, reason in result.failures.items():

@@ -158,6 +158,8 @@ def _without_frames(
         series_description="medseg objects",
         specific_character_set="ISO_IR 192",
     )
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = _decimal(spacing_of(geometry)[0])  # of one slice highdicom writes 1.0
     for segment in seg.SegmentSequence:  # number 0 is the background of a label map
         name_algorithm(segment, origins[max(int(segment.SegmentNumber) - 1, 0)])
     organization = derive_uid("dimensions", *what)
