@@ -241,6 +241,7 @@ def small_case(tmp_path_factory, oblique_geometry):
         ["info", "image.nii.gz", "--json"],
         ["convert", "image.nii.gz", "out.nrrd"],
         ["evaluate", "-r", "reference.seg.nrrd", "-p", "prediction.seg.nrrd", "-o", "scores"],
+        ["measure", "reference.seg.nrrd", "--image", "image.nii.gz", "-o", "sizes"],
     ],
     ids=lambda arguments: arguments[0],
 )

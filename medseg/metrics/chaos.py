@@ -1,7 +1,7 @@
 """The four metrics of the CHAOS challenge, class by class.
 
 Kavur et al., CHAOS Challenge - combined (CT-MR) healthy abdominal organ segmentation, Medical Image Analysis 2021,
-69:101950, section 4.1, and the challenge's published code (github.com/emrekavur/CHAOS-evaluation).
+69:101950, and the challenge's published code (github.com/emrekavur/CHAOS-evaluation).
 """
 
 from dataclasses import dataclass
