@@ -203,6 +203,12 @@ def coded(code: Code | None) -> CodedConcept | None:
 
 
 def short_text(text: str, limit: int) -> str:
-    """Return text that fits an LO or SH attribute (PS3.5 6.2): one line, no backslash, at most ``limit`` characters."""
+    """Return text that fits an LO attribute (PS3.5 6.2): one line, no backslash, at most ``limit`` bytes of UTF-8.
+
+    The standard counts characters, many readers bytes. What is too long loses its middle: names end in numbers.
+    """
     plain = one_line(text).replace("\\", "/").strip()
-    return plain if len(plain) <= limit else plain[: limit - 1].rstrip() + "…"
+    code = plain.encode()
+    if len(code) <= limit:
+        return plain
+    return code[: limit - 12].decode(errors="ignore") + "..." + code[-9:].decode(errors="ignore")
