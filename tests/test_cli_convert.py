@@ -94,3 +94,21 @@ def test_convert_a_real_ct_equals_simpleitk(data_dir: Path, tmp_path: Path, caps
     for index in [(0, 0, 0), (63, 63, 78), (5, 40, 11)]:
         x, y, z = (made.affine @ [*index, 1])[:3]
         np.testing.assert_allclose((-x, -y, z), image.TransformIndexToPhysicalPoint(index), atol=1e-4)
+
+
+def test_info_of_a_truncated_file_does_not_look_fine(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.random.default_rng(1).integers(0, 999, (11, 7, 5)).astype(np.int16), np.eye(4))
+    image.set_qform(np.eye(4), code=1)
+    for name in ("a.nii", "a.nii.gz"):
+        nib.save(image, tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[:-40])
+        with pytest.raises(InputError, match=rf"{name}: truncated"):
+            info.run(tmp_path / name)
+
+
+def test_info_says_why_a_nifti_has_no_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    image = nib.Nifti1Image(np.zeros((11, 7, 5), np.int16), None)
+    nib.save(image, tmp_path / "a.nii")
+    info.run(tmp_path / "a.nii")
+    assert "not usable" in (out := capsys.readouterr().out) and "neither sform nor qform" in out

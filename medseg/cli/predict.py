@@ -7,7 +7,7 @@ import typer
 
 from medseg.cli import console
 from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, set_up
-from medseg.cli.reading import KEEP_IDENTITY, SERIES
+from medseg.cli.reading import KEEP_IDENTITY, NIFTI_FORM, RESAMPLE_TILT, RESAMPLE_UNEVEN, SERIES
 from medseg.errors import ConfigError, MedsegError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def run(
         typer.Option("--name", help="Name of the case; else a hash of the series UID (DICOM) or the file's stem."),
     ] = None,
     series: SERIES = None,
+    resample_uneven: RESAMPLE_UNEVEN = False,
+    resample_tilt: RESAMPLE_TILT = False,
+    nifti_form: NIFTI_FORM = None,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
     keep_identity: KEEP_IDENTITY = False,
@@ -55,7 +58,18 @@ def run(
     failures = {}
     for case, study in studies:
         try:
-            prediction, saved = predictor.run(study, out, case, series, console.track, keep_identity=keep_identity)
+            prediction, saved = predictor.run(
+                study,
+                out,
+                case,
+                series,
+                console.track,
+                resample_uneven=resample_uneven,
+                resample_tilt=resample_tilt,
+                nifti_form=nifti_form,
+                keep_identity=keep_identity,
+                note=console.warn,
+            )
         except MedsegError as error:
             if len(studies) == 1:
                 raise

@@ -19,7 +19,7 @@ from medseg.io.cohort_table import stem_of
 from medseg.io.dicom_context import DicomContext
 from medseg.io.export import read_image_context
 from medseg.io.identity import read_patient_id
-from medseg.progress import Track, silent
+from medseg.progress import Note, Track, silent, unheard
 from medseg.values.geometry import describe_grid
 from medseg.values.placement import lattice_map
 
@@ -76,15 +76,27 @@ class StudyPredictor:
         series: str | None = None,
         track: Track = silent,
         *,
+        resample_uneven: bool = False,
+        resample_tilt: bool = False,
+        nifti_form: str | None = None,
         keep_identity: bool = False,
+        note: Note = unheard,
     ) -> tuple[Prediction, SavedPrediction]:
-        """Read a study, find its objects, and write them to ``out / name``.
+        """Read a study (see `read_volume` for the options), find its objects, and write them to ``out / name``.
 
         With ``keep_identity``, run.json says the PatientID; otherwise nothing that is written names the patient.
         """
         patient = {"patient_id": read_patient_id(study, series)} if keep_identity else {}
         start = time.perf_counter()
-        volume = read_volume(study, series=series, track=track)
+        volume = read_volume(
+            study,
+            series=series,
+            resample_uneven=resample_uneven,
+            resample_tilt=resample_tilt,
+            nifti_form=nifti_form,
+            track=track,
+            note=note,
+        )
         seconds = {"read": time.perf_counter() - start}
         prediction = self.predictor.predict(volume, track)
         prediction.seconds.update(seconds)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from highdicom import Volume
 
-from medseg.errors import InputError
+from medseg.errors import GeometryError, InputError
 from medseg.io.archive import unpacked
 from medseg.io.dicom import list_dicom, read_dicom
 from medseg.io.itk import ITK_SUFFIXES, read_itk, read_itk_grid
+from medseg.io.itk_header import read_header
 from medseg.io.itk_writer import write_itk
 from medseg.io.nifti import NIFTI_SUFFIXES, check_nifti_size, read_nifti, read_nifti_grid, write_nifti
 from medseg.io.series import SeriesInfo, grid_fields
@@ -87,12 +88,8 @@ def list_series(path: Path | str | Sequence[Path | str], *, track: Track = silen
     """
     paths = _existing(path)
     kind, path = _kind(paths), paths[0]
-    if kind == "nifti":
-        check_nifti_size(path)
-        return [SeriesInfo(uid="", modality="NIfTI", files=(path,), **grid_fields(read_nifti_grid(path)))]
-    if kind == "itk":
-        name = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
-        return [SeriesInfo(uid="", modality=name, files=(path,), **grid_fields(read_itk_grid(path)))]
+    if kind in ("nifti", "itk"):
+        return [_list_file(path, kind)]
     if kind == "zip":
         with unpacked(path) as folder:
             return [
@@ -104,6 +101,17 @@ def list_series(path: Path | str | Sequence[Path | str], *, track: Track = silen
                 for info in list_dicom(folder, track)
             ]
     return list_dicom(paths if len(paths) > 1 else path, track)
+
+
+def _list_file(path: Path, kind: str) -> SeriesInfo:
+    name = "NIfTI" if kind == "nifti" else ("NRRD" if read_header(path).nrrd else "MetaImage")
+    try:
+        if kind == "nifti":
+            check_nifti_size(path)
+        fields = grid_fields(read_nifti_grid(path) if kind == "nifti" else read_itk_grid(path))
+    except GeometryError as error:
+        return SeriesInfo(uid="", modality=name, problem=str(error), files=(path,))
+    return SeriesInfo(uid="", modality=name, files=(path,), **fields)
 
 
 def write_volume(path: Path | str, volume: Volume, *, description: str = "") -> None:
