@@ -10,7 +10,13 @@ import pytest
 from highdicom import VolumeGeometry
 from nibabel.cifti2 import Cifti2Label, Cifti2LabelTable
 
-from medseg.io.label_tables import abbreviations, caret_label_table, write_bids_table, write_itksnap_table
+from medseg.io.label_tables import (
+    abbreviations,
+    caret_label_table,
+    write_bids_table,
+    write_itksnap_table,
+    write_slicer_table,
+)
 from medseg.labels import Code, Label, LabelTable
 from medseg.values.instances import InstanceSet
 
@@ -86,3 +92,23 @@ def test_caret_table_is_what_nibabel_writes(instances: InstanceSet, empty: Insta
     reference = ElementTree.fromstring(expected.to_xml())
     assert [(e.tag, e.attrib, e.text) for e in table] == [(e.tag, e.attrib, e.text) for e in reference]
     assert len(ElementTree.fromstring(caret_label_table(empty)).findall(".//Label")) == 1
+
+
+def test_slicer_table(instances: InstanceSet, empty: InstanceSet, tmp_path: Path) -> None:
+    lines = write_slicer_table(tmp_path / "a.ctbl", instances).read_text(encoding="utf-8").splitlines()
+    assert lines[:3] == ["# Color table file", "# 4 values", "0 Background 0 0 0 0"]
+    assert [line.split() for line in lines[3:]] == [
+        [str(i.id), name.replace(" ", "_"), *map(str, colour), "255"]
+        for i, name, colour in zip(instances, instances.names(), instances.colours(), strict=True)
+    ]
+    assert len(write_slicer_table(tmp_path / "b.ctbl", empty).read_text().splitlines()) == 3
+
+
+def test_tables_of_label_ids(tmp_path: Path) -> None:
+    rows = list(csv.DictReader(write_bids_table(tmp_path / "a.tsv", LABELS).open(encoding="utf-8"), delimiter="\t"))
+    assert [(row["index"], row["name"], row["color"]) for row in rows] == [
+        ("3", "left kidney", "#c86400"),
+        ("8", NASTY, "#0a14fa"),
+    ]
+    assert write_itksnap_table(tmp_path / "a.txt", LABELS).read_text(encoding="utf-8").count("\n    8    10") == 1
+    assert b'Key="8"' in caret_label_table(LABELS)

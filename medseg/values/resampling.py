@@ -16,8 +16,8 @@ from scipy import ndimage
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet, crop_to_object
 
-#: At most this many sample points along an axis of a voxel; odd, so that a voxel edge midway counts for one side.
-_MOST_SAMPLES = 15
+#: At most this many sample points along an axis of a voxel.
+_MOST_SAMPLES = 16
 
 
 def resampled_size(pixels: int, spacing_mm: float, target_mm: float) -> int:
@@ -88,10 +88,10 @@ class Resampled(NamedTuple):
 def resample_instances(instances: InstanceSet, grid: VolumeGeometry) -> Resampled:
     """Return the objects on another grid, each resampled by itself, overlaps kept.
 
-    A voxel belongs to an object that covers half of it or more (what it covers is measured at points spread over the
-    voxel, finer than the source's voxels, so nothing is skipped between them). Where an object is too thin to cover
-    half of any voxel around, the voxels that it covers most are taken, so that vessels and plates thinner than the
-    new voxels stay, a voxel wide.
+    A voxel belongs to an object that covers more than half of it, or half of it and its centre. What is covered is
+    measured at points spread over the voxel, finer than the source's voxels, so nothing is skipped between them. Where
+    an object is too thin to cover half of any voxel around, the voxels that it covers most are taken, so that vessels
+    and plates thinner than the new voxels stay, a voxel wide.
 
     Args:
         instances: the objects.
@@ -128,7 +128,8 @@ def _resample(
     if (high <= low).any():
         return None
     share = _share(mask, first, to_source, low, high - low, _samples(grid, spacing_mm))
-    chosen = share >= 0.5
+    centre = _share(mask, first, to_source, low, high - low, (1, 1, 1))
+    chosen = (share > 0.5) | ((share == 0.5) & (centre > 0))
     lost = (share > 0) & ~ndimage.binary_dilation(chosen, np.ones((3, 3, 3)))
     if lost.any():
         chosen |= lost & (share >= 0.5 * ndimage.maximum_filter(share, size=3))
@@ -140,8 +141,11 @@ def _resample(
 
 
 def _samples(grid: VolumeGeometry, spacing_mm: tuple[float, float, float]) -> tuple[int, ...]:
-    """Return how many points a voxel is sampled at along each axis: two or more for each source voxel it spans."""
-    counts = [2 * int(np.ceil(size / min(spacing_mm) - 1e-6)) + 1 for size in spacing_of(grid)]
+    """Return how many points a voxel is sampled at along each axis: two for each source voxel it spans.
+
+    An even number: where new voxels hold whole source voxels, no point lies on an edge and the share is exact.
+    """
+    counts = [2 * int(np.ceil(size / min(spacing_mm) - 1e-6)) for size in spacing_of(grid)]
     return tuple(min(count, _MOST_SAMPLES) for count in counts)
 
 
