@@ -1,26 +1,28 @@
 """Runs the command line many times at the price of one start: a process that has imported everything forks for each."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-#: Reads [[arguments, file size limit or null], ...] from standard input, prints [[code, out, err], ...].
+#: Per line of standard input, [[arguments, file size limit or null], ...], prints a line of [[code, out, err], ...].
 SERVER = """
 import json, os, resource, sys, tempfile
-import medseg.evaluation, medseg.io, nibabel
-from medseg.cli import convert, evaluate, info, main
+import medseg.evaluation, medseg.io.export, nibabel
+from medseg.cli import convert, evaluate, export, info, main
 
-results = []
-for arguments, size in json.load(sys.stdin):
+
+def run(arguments, size):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
+            for number, stream in enumerate((open(os.devnull), out, err)):
+                os.dup2(stream.fileno(), number)
             if size is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
             sys.argv = ["medseg", *arguments]
@@ -30,8 +32,11 @@ for arguments, size in json.load(sys.stdin):
                 os._exit(stop.code)
             os._exit(99)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        results.append([code, *(os.pread(f.fileno(), 1 << 20, 0).decode() for f in (out, err))])
-json.dump(results, sys.stdout)
+        return [code, *(os.pread(stream.fileno(), 1 << 20, 0).decode() for stream in (out, err))]
+
+
+for line in sys.stdin:
+    print(json.dumps([run(*job) for job in json.loads(line)]), flush=True)
 """
 
 
@@ -54,23 +59,34 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "COLUMNS": "200"}
 
 
-def run_all(
-    runs: Iterable[Sequence[object]], file_size: int | None = None, prefix: Sequence[str] = (), **options: Any
-) -> list[Run]:
+def run_all(runs: Iterable[Sequence[object]], file_size: int | None = None, prefix: Sequence[str] = ()) -> list[Run]:
     """Run verbs, one after the other, each in a process of its own.
 
     Args:
         runs: the arguments of each.
         file_size: RLIMIT_FSIZE of each, bytes.
         prefix: what to start Python with, such as ``setpriv``.
-        options: for `subprocess.run`.
     """
-    jobs = [([str(argument) for argument in arguments], file_size) for arguments in runs]
-    done = subprocess.run(
-        [*prefix, sys.executable, "-c", SERVER],
-        input=json.dumps(jobs), capture_output=True, text=True, env=environment(), timeout=600, **options,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    results = [Run(*result) for result in json.loads(done.stdout)]
+    jobs = json.dumps([([str(argument) for argument in arguments], file_size) for arguments in runs])
+    if prefix:
+        done = subprocess.run([*prefix, sys.executable, "-c", SERVER], input=jobs, capture_output=True, text=True,
+                              env=environment(), timeout=600)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        answer = done.stdout
+    else:
+        server = _server()
+        assert server.stdin is not None and server.stdout is not None
+        print(jobs, file=server.stdin, flush=True)
+        answer = server.stdout.readline()
+    results = [Run(*result) for result in json.loads(answer)]
     assert not any("Traceback" in run.err or "Exception ignored" in run.err for run in results), results
     return results
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """Return a process that serves all tests of this session."""
+    pipe = subprocess.PIPE
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, text=True, env=environment())
+    atexit.register(server.kill)
+    return server
