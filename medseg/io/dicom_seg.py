@@ -40,12 +40,14 @@ class Segmentation:
         instances: one per segment that has a voxel, in the order of the segment numbers.
         context: patient, study and images that the file itself refers to, on the grid of the file.
         algorithms: how each instance came about, in order.
+        segment_numbers: the SegmentNumber of each instance.
         warnings: what the reader should know, one line each.
     """
 
     instances: InstanceSet
     context: DicomContext
     algorithms: tuple[Algorithm, ...]
+    segment_numbers: tuple[int, ...]
     warnings: tuple[str, ...]
 
 
@@ -143,7 +145,7 @@ def _segmentation(
     if unknown:
         raise InputError(f"{path}: voxels of segments {unknown[:10]} that SegmentSequence does not describe")
     details = noted_by_medseg(dataset).get("segments", {})
-    instances, algorithms = [], []
+    instances, algorithms, numbers = [], [], []
     for (number, item), label in zip(described.items(), labels, strict=True):
         if number not in pieces:
             continue
@@ -156,6 +158,7 @@ def _segmentation(
             )
         )
         algorithms.append(algorithm_of(item))
+        numbers.append(number)
     found = InstanceSet.build(instances, geometry, table)
     if grid is not None and resample and lattice_map(geometry, grid) is None:
         found, kept = resample_instances(found, grid)
@@ -166,6 +169,7 @@ def _segmentation(
         instances=found,
         context=_own_context(dataset, path, geometry, frames, slices),
         algorithms=tuple(algorithms),
+        segment_numbers=tuple(numbers),
         warnings=tuple(notes),
     )
 
