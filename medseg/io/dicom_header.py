@@ -102,16 +102,16 @@ class Fields:
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
+        self.elements = {int(element.tag): element for element in dataset.values()}  # not yet parsed
 
     def __contains__(self, keyword: str) -> bool:
-        return TAGS[keyword] in self.dataset
+        return TAGS[keyword] in self.elements
 
     def texts(self, keyword: str) -> list[str]:
         """Return the values of an element of text; empty where it is absent or empty."""
-        tag = TAGS[keyword]
-        if tag not in self.dataset:
+        element = self.elements.get(TAGS[keyword])
+        if element is None:
             return []
-        element = self.dataset.get_item(tag)
         value = element.value
         if isinstance(element, RawDataElement) and isinstance(value, bytes | None):
             text = (value or b"").decode("ascii", "replace").strip("\0 ")
@@ -127,10 +127,9 @@ class Fields:
 
     def integer(self, keyword: str) -> int:
         """Return a number that is stored in two bytes (VR US), 0 where absent."""
-        tag = TAGS[keyword]
-        if tag not in self.dataset:
+        element = self.elements.get(TAGS[keyword])
+        if element is None:
             return 0
-        element = self.dataset.get_item(tag)
         if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
             return int.from_bytes(element.value[:2], "little" if element.is_little_endian else "big")
         return int(element.value or 0)
@@ -151,7 +150,7 @@ class Fields:
 
     def items(self, keyword: str) -> list["Fields"]:
         """Return the items of a sequence."""
-        if TAGS[keyword] not in self.dataset:
+        if keyword not in self:
             return []
         return [Fields(item) for item in self.dataset[TAGS[keyword]].value or []]
 
@@ -184,7 +183,7 @@ def reason_aside(fields: Fields, sop_class: str, modality: str) -> str:
 
 def read_slices(path: Path, fields: Fields, frames: int, layout: PixelLayout) -> Iterator[Slice]:
     """Yield the planes of a file; the functional groups of multi-frame files are resolved (PS3.3 C.7.6.16)."""
-    shared = (fields.items("SharedFunctionalGroupsSequence") or [Fields(Dataset())])[0].dataset
+    shared = [item.dataset for item in fields.items("SharedFunctionalGroupsSequence")][:1]
     per_frame = [item.dataset for item in fields.items("PerFrameFunctionalGroupsSequence")]
     common = {
         "frame_of_reference": fields.text("FrameOfReferenceUID"),
@@ -196,11 +195,10 @@ def read_slices(path: Path, fields: Fields, frames: int, layout: PixelLayout) ->
         "mosaic": "MOSAIC" in [value.upper() for value in fields.texts("ImageType")],
     }
     for index in range(frames):
-        own = per_frame[index] if index < len(per_frame) else Dataset()
 
-        def group(name: str, fallback: bool, own: Dataset = own) -> Fields:
+        def group(name: str, fallback: bool, index: int = index) -> Fields:
             # A functional group is given per frame, or once for all; without any, the file is single-frame.
-            for groups in (own, shared):
+            for groups in [*per_frame[index : index + 1], *shared]:
                 if name in groups and groups[name].value:
                     return Fields(groups[name].value[0])
             return fields if fallback or not per_frame else Fields(Dataset())
