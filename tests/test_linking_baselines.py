@@ -87,7 +87,7 @@ def test_one_missed_slice_splits_an_object_where_no_gap_is_bridged(method):
 
 
 def test_greedy_gives_both_upper_masks_of_a_tie_to_one_object():
-    fork = [rectangle(2, 10, 10, 20, 20), rectangle(3, 10, 10, 20, 9), rectangle(3, 10, 21, 20, 9)]
+    fork = [rectangle(2, 10, 10, 20, 20), rectangle(3, 10, 1, 20, 18), rectangle(3, 10, 21, 20, 18)]
     assert len(linked(fork, "greedy")) == 1
     assert len(linked(fork, "hungarian")) == len(linked(fork, "flow")) == 2
     assert len(tracks(fork, "nms", link_iou=0.2)[0]) == 2  # the third is suppressed

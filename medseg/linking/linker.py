@@ -20,6 +20,7 @@ from medseg.linking.nodes import Nodes, build_nodes
 from medseg.linking.reassembly import Object3D, build_object, settle
 from medseg.linking.scores import calibrated, object_score, unseen_slices
 from medseg.linking.views import Views
+from medseg.linking.waists import cut_at_waists
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
@@ -74,9 +75,9 @@ def link(
 
     Detections of one slice that show the same thing are reduced to one (`duplicates`) or kept as readings that
     compete (`alternatives`), the others are joined along the slice axis by an exact minimum-cost flow (`affinity`,
-    `flow`), and tracks become masks, missed slices filled (`reassembly`). Each track is an object, so objects that
-    touch stay apart; for a label of kind `single` the tracks that belong together are united and the others left out
-    (`unite_single`).
+    `flow`), cut where they thin out (`waists`), and become masks, missed slices filled (`reassembly`). Each track is
+    an object, so objects that touch stay apart; for a label of kind `single` the tracks that belong together are
+    united and the others left out (`unite_single`).
 
     Neither the order of detections nor turning the volume upside down changes the objects. Memory grows with
     the detections and objects, not with the volume.
@@ -119,8 +120,9 @@ def link_in_detail(
     owner = np.zeros(len(nodes), np.int64)
     for instance, members in zip(linked.instances, linked.members, strict=True):
         owner[list(members)] = instance.id
+    joined = solution.followed & (owner[edges.first] > 0) & (owner[edges.first] == owner[edges.second])
     joins = []
-    for e in np.flatnonzero(solution.followed & (owner[edges.first] > 0)).tolist():
+    for e in np.flatnonzero(joined).tolist():
         a, b = int(edges.first[e]), int(edges.second[e])
         z = int(nodes.slices[a]), int(nodes.slices[b])
         row, column = (nodes.centroids[a] + nodes.centroids[b]) / 2
@@ -172,6 +174,8 @@ def _link(
         unseen = 0 if single(track) else unseen_slices(nodes, track, spacing_mm, depth, config.length_ratio)
         return object_score(nodes, [track], unseen)
 
+    if config.method == "flow":
+        tracks = [part for t in tracks for part in ([t] if single(t) else cut_at_waists(nodes, t, config.waist_ratio))]
     scores = {track[0]: score(track) for track in tracks}
     tracks = [track for track in tracks if scores[track[0]] >= config.min_score - _ROUNDING]
     apart = [track for track in tracks if not single(track)]

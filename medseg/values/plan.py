@@ -218,6 +218,9 @@ class LinkingPlan(_Section):
     split_prior: float = Field(0.4, ge=0, lt=1)
     #: Branch-and-bound nodes for a group of detections with competing readings; beyond them the best found is taken.
     node_limit: int = Field(10000, ge=1)
+    #: A track (not of a `single` label) is cut in two where its area falls below this share of that on either side and
+    #: rises again: objects that stand on each other. 0: never. 0.5 is a waist of 0.7 of the diameter.
+    waist_ratio: float = Field(0.5, ge=0, le=1)
     #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
     part_fraction: float = Field(0.25, gt=0, le=1)
     mask_threshold: float = Field(0.5, gt=0, lt=1)
