@@ -113,7 +113,9 @@ def readme_commands() -> list[str]:
 
 def test_the_readme_shows_every_verb():
     assert {line.split()[1] for line in readme_commands()} == {
-        path.stem for path in (ROOT / "medseg" / "cli").glob("*.py") if "NAME =" in path.read_text(encoding="utf-8")
+        path.stem.replace("_", "-")
+        for path in (ROOT / "medseg" / "cli").glob("*.py")
+        if "NAME =" in path.read_text(encoding="utf-8")
     }
 
 
@@ -121,7 +123,7 @@ def test_the_readme_shows_every_verb():
 def test_commands_of_the_readme_exist(line):
     verb, *arguments = line.split()[1:]
     app = typer.Typer()
-    app.command(verb)(importlib.import_module(f"medseg.cli.{verb}").run)
+    app.command(verb)(importlib.import_module(f"medseg.cli.{verb.replace('-', '_')}").run)
     command = typer.main.get_command(app)
     options = {option for parameter in command.params for option in parameter.opts}
     assert {a for a in arguments if a.startswith("-")} <= options

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medseg.data.context import network_input
 from medseg.data.grid import NetworkGrid, to_network_grid
-from medseg.linking import link
+from medseg.linking import Join, link_in_detail
 from medseg.models.heads import Result
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Track, silent
@@ -33,11 +33,15 @@ class Prediction:
         instances: the objects.
         warnings: what a reader of the result should know, one line each.
         seconds: time per stage (grid, network, linking).
+        doubtful_joins: where linking was least sure that two slices show one object; worth a look.
+        optimality_gap: of linking; 0 where the optimum was found (`medseg.linking.LinkingResult`).
     """
 
     instances: InstanceSet
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    doubtful_joins: tuple[Join, ...] = ()
+    optimality_gap: float = 0.0
 
 
 class Predictor:
@@ -60,8 +64,9 @@ class Predictor:
         gridded = time.perf_counter()
         detections = self.detect(grid, track)
         detected = time.perf_counter()
-        found = link([grid.to_source(d) for d in detections], grid.geometry, self.plan.labels, self.plan.linking)
-        instances = found.moved(grid.axis_map.inverse())
+        on_source = [grid.to_source(d) for d in detections]
+        found = link_in_detail(on_source, grid.geometry, self.plan.labels, self.plan.linking)
+        instances = found.instances.moved(grid.axis_map.inverse())
         linked = time.perf_counter()
         # The same grid, its affine to the last bit that of the source.
         exact = InstanceSet(instances=instances.instances, geometry=volume.get_geometry(), labels=instances.labels)
@@ -69,6 +74,8 @@ class Predictor:
             instances=exact,
             warnings=tuple(self._warnings(volume, grid, instances)),
             seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
+            doubtful_joins=found.doubtful_joins(self.plan.linking.doubtful_join),
+            optimality_gap=found.optimality_gap,
         )
 
     def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:

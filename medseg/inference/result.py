@@ -87,6 +87,18 @@ def save_prediction(
             "case": name,
             "instances": len(instances),
             "overlap_lost_ml": lost,
+            "linking": {
+                "optimality_gap": prediction.optimality_gap,
+                "doubtful_joins": [
+                    {
+                        "instance": join.instance,
+                        "point_lps_mm": [round(v, 2) for v in join.point_mm],
+                        "log_odds": round(join.log_odds, 3),
+                        "confidence": round(join.confidence, 3),
+                    }
+                    for join in prediction.doubtful_joins
+                ],
+            },
             "warnings": warnings,
             "seconds": {stage: round(s, 3) for stage, s in prediction.seconds.items()},
             "notice": "Research use only; not for diagnosis or treatment.",

@@ -10,9 +10,11 @@ baselines   the field's usual ways, for comparison
 scores      how sure the slices were; calibration
 reassembly  tracks to masks: gaps filled, shared voxels settled
 joins       how firm each join is
+tuning      weights fitted to detections whose truth is known
 linker      `link`, the steps in order
 """
 
+from medseg.linking.joins import Join
 from medseg.linking.linker import LinkingResult, link, link_in_detail
 
-__all__ = ["LinkingResult", "link", "link_in_detail"]
+__all__ = ["Join", "LinkingResult", "link", "link_in_detail"]

@@ -37,7 +37,8 @@ class Readings:
     Attributes:
         nodes: N of both, in canonical order.
         rewards: [N] worth of taking each, log-odds.
-        shares: [N] in 0..1, the share of its detection's pixels that a node stands for; 1 for all but parts.
+        shares: [N] in 0..1, a node's share of the pixels of the largest mask that it competes with and is smaller
+            than; 1 for nodes without. Links count by it, so that two readings of the same pixels weigh the same.
         exclusive: [X, 2] positions of which at most one is taken.
         together: [T, 2] positions that are taken together or not at all: the parts of one mask.
     """
@@ -58,7 +59,6 @@ class _Draft:
     window: tuple[int, int, int, int]
     score: float
     reward: float
-    share: float
     key: int
     sources: tuple[int, ...]
     family: int  # parts of one mask have one number
@@ -184,7 +184,6 @@ def _union(
         window=(int(low[0]), int(low[1]), int(high[0]), int(high[1])),
         score=float(np.sort(weights * nodes.scores[list(members)]).sum() / weights.sum()),
         reward=float(np.sort(rewards[list(members)]).sum()) + price,
-        share=1.0,
         key=sum(int(nodes.keys[i]) for i in members) % 2**32,
         sources=sources,
         family=-1,
@@ -223,7 +222,6 @@ def _parts(
                 window=(row + r, column + c, row + r + part.shape[0], column + c + part.shape[1]),
                 score=float(nodes.scores[big]),
                 reward=share * reward,
-                share=share,
                 key=(int(nodes.keys[big]) + 0x9E3779B1 * (r * 8191 + c + 1)) % 2**32,
                 sources=nodes.sources[big],
                 family=big,
@@ -267,7 +265,7 @@ def _with_drafts(
         Readings(
             nodes=joined.select(order),
             rewards=np.concatenate([readings.rewards, [d.reward for d in drafts]])[order],
-            shares=np.concatenate([readings.shares, [d.share for d in drafts]])[order],
+            shares=np.ones(len(order)),
             exclusive=readings.exclusive,
             together=readings.together,
         ),
@@ -298,10 +296,14 @@ def _with_conflicts(
     for number in np.unique(families[families >= 0]):
         members = np.flatnonzero(families == number)
         together += [(int(members[0]), int(i)) for i in members[1:]]
+    first, second = first[rivals], second[rivals]
+    shares = np.ones(len(nodes))
+    for small, large in ((first, second), (second, first)):
+        np.minimum.at(shares, small, nodes.areas[small] / nodes.areas[large])
     return Readings(
         nodes=nodes,
         rewards=readings.rewards,
-        shares=readings.shares,
-        exclusive=np.column_stack([first[rivals], second[rivals]]),
+        shares=shares,
+        exclusive=np.column_stack([first, second]),
         together=np.array(together, np.intp).reshape(-1, 2),
     )

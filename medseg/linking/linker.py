@@ -17,7 +17,7 @@ from medseg.linking.duplicates import drop_duplicates
 from medseg.linking.flow import Solution, solve_tracks
 from medseg.linking.joins import Join, join_confidences
 from medseg.linking.nodes import Nodes, build_nodes
-from medseg.linking.reassembly import Object3D, build_object, settle
+from medseg.linking.reassembly import Object3D, build_object, settle, smooth
 from medseg.linking.scores import calibrated, object_score, unseen_slices
 from medseg.linking.views import Views
 from medseg.linking.waists import cut_at_waists
@@ -183,6 +183,8 @@ def _link(
     objects = [build_object(nodes, [track], scores[track[0]], spacing_mm, shape) for track in apart]
     objects += [build_object(nodes, group, object_score(nodes, group, 0), spacing_mm, shape) for group in united]
     objects = [o for o in objects if _extent_mm(o, spacing_mm[0]) >= config.min_extent_mm - _ROUNDING]
+    for obj in objects:
+        smooth(obj, nodes, config.smooth_mm, spacing_mm[0], config.mask_threshold, shape)
     settle(objects, nodes, shape)
 
     found = []

@@ -13,9 +13,9 @@ from medseg.values.pasting import paste_mask
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Patch:
-    """A mask in one slice: bool crop [h, w] and the (row, column) of its first pixel; crops may be empty of pixels."""
+    """A mask in one slice: crop [h, w] and the (row, column) of its first pixel; crops may be empty of pixels."""
 
-    mask: NDArray[np.bool_]
+    mask: NDArray
     row: int
     column: int
 
@@ -100,6 +100,65 @@ def build_object(
     )
 
 
+def smooth(
+    obj: Object3D,
+    nodes: Nodes,
+    smooth_mm: float,
+    slice_spacing_mm: float,
+    mask_threshold: float,
+    shape: tuple[int, int],
+) -> None:
+    """Average the object's probabilities along the slice axis and take its masks from them; patches are changed.
+
+    The weights are normal with a standard deviation of ``smooth_mm``, cut off at twice that, and sum to 1 over the
+    slices that the object has a mask in: beyond its ends there is nothing to average with, so its poles stay. A slice
+    that was filled in counts as 0 and 1.
+    """
+    reach = int(2 * smooth_mm / slice_spacing_mm)
+    if not reach:
+        return
+    weight = np.exp(-0.5 * (np.arange(-reach, reach + 1) * slice_spacing_mm / smooth_mm) ** 2)
+    maps: dict[int, Patch] = {}
+    smoothed = {}
+    for z in sorted(obj.patches):
+        near = [k for k in range(z - reach, z + reach + 1) if k in obj.patches]
+        for k in near:
+            if k not in maps:
+                maps[k] = _soft(obj, k, nodes, mask_threshold, shape)
+        for k in [k for k in maps if k < z - reach]:
+            del maps[k]
+        windows = np.array([maps[k].window for k in near])
+        low, high = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
+        total = np.zeros(high - low)
+        # From the middle outwards, both sides at once: the sum is the same upside down.
+        for step in range(reach + 1):
+            pair = np.zeros_like(total)
+            for k in {z - step, z + step} & set(near):
+                r0, c0, r1, c1 = (maps[k].window - np.tile(low, 2)).tolist()
+                pair[r0:r1, c0:c1] += maps[k].mask
+            total += weight[reach + step] * pair
+        norm = sum(sorted(float(weight[k - z + reach]) for k in near))
+        smoothed[z] = Patch(mask=total >= mask_threshold * norm - 1e-9, row=int(low[0]), column=int(low[1]))
+    obj.patches.update(smoothed)
+
+
+def _soft(obj: Object3D, z: int, nodes: Nodes, mask_threshold: float, shape: tuple[int, int]) -> Patch:
+    """Return the probabilities of an object in a slice, on the boxes of its detections."""
+    patch = obj.patches[z]
+    boxes = [nodes.detected[s][0] for i in obj.nodes if nodes.slices[i] == z for s in nodes.sources[i]]
+    if not boxes:
+        return Patch(mask=patch.mask.astype(np.float32), row=patch.row, column=patch.column)
+    x0, y0 = np.floor(np.min(boxes, axis=0)[:2]).astype(np.intp)
+    x1, y1 = np.ceil(np.max(boxes, axis=0)[2:]).astype(np.intp)
+    r0, c0, r1, c1 = patch.window
+    window = max(0, min(r0, y0)), max(0, min(c0, x0)), min(shape[0], max(r1, y1)), min(shape[1], max(c1, x1))
+    inside = np.zeros((window[2] - window[0], window[3] - window[1]), np.bool_)
+    inside[r0 - window[0] : r1 - window[0], c0 - window[1] : c1 - window[1]] = patch.mask
+    soft = _probability(obj, z, nodes, window, shape)
+    soft[(soft >= mask_threshold) & ~inside] = 0  # the other parts of a mask that was divided
+    return Patch(mask=np.where(inside, np.maximum(soft, mask_threshold), soft), row=window[0], column=window[1])
+
+
 def interpolate(
     a: Patch, b: Patch, step: int, steps: int, pixel_mm: tuple[float, float], shape: tuple[int, int]
 ) -> Patch:
@@ -174,7 +233,7 @@ def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) ->
                 continue
             for k in (i, j):
                 if k not in maps:
-                    maps[k] = _probability(group[k], z, nodes, shape)
+                    maps[k] = _probability(group[k], z, nodes, group[k].patches[z].window, shape)
             i_wins = maps[i][views[0]] >= maps[j][views[1]]
             lost[j][views[1]] |= both & i_wins
             lost[i][views[0]] |= both & ~i_wins
@@ -184,9 +243,11 @@ def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) ->
                 group[k].patches[z] = Patch(mask=patch.mask & ~gone, row=patch.row, column=patch.column)
 
 
-def _probability(obj: Object3D, z: int, nodes: Nodes, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the detected probability on an object's window in a slice; 0 where it was filled in."""
-    r0, c0, r1, c1 = obj.patches[z].window
+def _probability(
+    obj: Object3D, z: int, nodes: Nodes, window: tuple[int, int, int, int], shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Return the detected probability of an object on a window of a slice; 0 where it was filled in."""
+    r0, c0, r1, c1 = window
     result = np.zeros((r1 - r0, c1 - c0), np.float32)
     for i in obj.nodes:
         if nodes.slices[i] != z:

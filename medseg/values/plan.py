@@ -91,6 +91,9 @@ class ModelPlan(_Section):
     #: Side M of the predicted masks; mask_roi_size times a power of two.
     mask_size: int = Field(28, ge=4)
     mask_head_channels: int = Field(256, ge=8)
+    #: Masks reach beyond the detected box by this share of its size on every side, so that a box a little too small
+    #: does not cut the object straight.
+    mask_margin: float = Field(0.1, ge=0, le=0.5)
     mask_head: Literal["class_specific", "class_agnostic"] = "class_specific"
     mask_loss: Literal["sigmoid", "softmax"] = "sigmoid"
     #: Non-maximum suppression and number of proposals.
@@ -133,6 +136,13 @@ class TrainingPlan(_Section):
         256,
         256,
     )
+    #: This share of the samples is a smaller crop around an object, of this size in pixels: more objects are seen in
+    #: the same time where most of a slice is empty of them.
+    focus_fraction: float = Field(0.0, ge=0, le=1)
+    focus_size: tuple[Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]] = (
+        96,
+        96,
+    )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
@@ -145,7 +155,7 @@ class TrainingPlan(_Section):
     #: Factor of the proposals' box loss.
     rpn_box_weight: float = Field(1.0, gt=0)
     #: Factor of the auxiliary per-pixel loss on the finest pyramid level; 0: none.
-    semantic_weight: float = Field(1.0, ge=0)
+    semantic_weight: float = Field(0.5, ge=0)
     #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
     #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
     jittered_boxes: int = Field(4, ge=0)
@@ -214,8 +224,8 @@ class LinkingPlan(_Section):
     duplicate_overlap: float = Field(0.6, gt=0, le=1)
     #: How often one detection shows two objects (not of a `single` label), and how often two show one. Where the
     #: neighbouring slices suggest it, both readings compete; 0: detections are taken as they are.
-    merged_prior: float = Field(0.05, ge=0, lt=1)
-    split_prior: float = Field(0.4, ge=0, lt=1)
+    merged_prior: float = Field(0.2, ge=0, lt=1)
+    split_prior: float = Field(0.2, ge=0, lt=1)
     #: Branch-and-bound nodes for a group of detections with competing readings; beyond them the best found is taken.
     node_limit: int = Field(10000, ge=1)
     #: A track (not of a `single` label) is cut in two where its area falls below this share of that on either side and
@@ -224,6 +234,9 @@ class LinkingPlan(_Section):
     #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
     part_fraction: float = Field(0.25, gt=0, le=1)
     mask_threshold: float = Field(0.5, gt=0, lt=1)
+    #: Standard deviation of the averaging of an object's probabilities along the slice axis, mm; nothing below half
+    #: the slice spacing. 0: each slice as it was detected.
+    smooth_mm: float = Field(0.0, ge=0)
     #: An object (not of a `single` label) is expected to be this share of its diameter in the plane long;
     #: where it is shorter, the slices that should have shown it count 0 in its score. 0: expect nothing.
     length_ratio: float = Field(0.5, ge=0)
