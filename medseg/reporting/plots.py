@@ -24,6 +24,8 @@ COLOURS = (
 )  # fmt: skip
 #: Classes that one plot can hold; those with the most reference objects are taken.
 MAX_CLASSES = len(COLOURS)
+#: Points of a precision-recall curve up to which each is marked.
+FEW = 40
 #: IoU thresholds of the precision-recall plots.
 PR_IOUS = (0.1, 0.5)
 
@@ -105,7 +107,9 @@ def precision_recall_plot(cases: Sequence[CaseResult], colours: Mapping[str, str
         for name, colour in colours.items():
             ranking = rank([c.pairs for c in cases], name, iou)
             label = f"{name}, AP {_number(average_precision(ranking, everyone)[0])}"
-            axes.plot(*precision_recall(ranking), ".-", color=colour, label=label, drawstyle="steps-pre", markersize=4)
+            recall, precision = precision_recall(ranking)
+            style = ".-" if len(recall) <= FEW else "-"
+            axes.plot(recall, precision, style, color=colour, label=label, drawstyle="steps-pre", markersize=4)
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.set_xlim(-0.02, 1.02)
