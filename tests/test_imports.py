@@ -240,6 +240,7 @@ def small_case(tmp_path_factory, oblique_geometry):
     [
         ["info", "image.nii.gz", "--json"],
         ["convert", "image.nii.gz", "out.nrrd"],
+        ["export", "reference.seg.nrrd", "out.nii.gz"],
         ["evaluate", "-r", "reference.seg.nrrd", "-p", "prediction.seg.nrrd", "-o", "scores"],
         ["measure", "reference.seg.nrrd", "--image", "image.nii.gz", "-o", "sizes"],
     ],
