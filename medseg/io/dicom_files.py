@@ -217,7 +217,7 @@ def _describe(path: Path, dataset: Dataset, marked: bool, stream: BinaryIO) -> D
             stream, position, UID(stated or bare), bool(stated), little is not False,
             rows=fields.integer("Rows"), columns=fields.integer("Columns"), frames=frames, bits_allocated=allocated,
             bits_stored=stored, high_bit=fields.integer("HighBit") if "HighBit" in fields else stored - 1,
-            signed=fields.integer("PixelRepresentation"),
+            signed=fields.integer("PixelRepresentation"), padding=fields.integer("PixelPaddingValue"),
         )  # fmt: skip
     except PixelDamageError as damage:
         if str(damage) == NO_PIXELS:

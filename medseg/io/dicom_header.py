@@ -44,7 +44,7 @@ _KEYWORDS = [
     "AcquisitionNumber", "TemporalPositionIdentifier",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", *_GROUPS,
+    "PixelRepresentation", "PixelPaddingValue", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", *_GROUPS,
 ]  # fmt: skip
 #: Keyword -> tag of all that is read from a header.
 TAGS: dict[str, int] = {}

@@ -48,6 +48,8 @@ class PixelLayout:
     high_bit: int
     signed: bool
     syntax: str
+    #: PixelPaddingValue as a cell, where the stored bits cannot hold it.
+    odd_padding: int | None
     start: int | None
     big_endian: bool
     parse_first: bool
@@ -75,7 +77,7 @@ def find_pixels(
         position: where the element of the pixel data starts.
         syntax: the transfer syntax, and ``stated`` whether the file names it.
         little_endian: how the data set was read.
-        numbers: rows, columns, frames, bits_allocated, bits_stored, high_bit and signed of the header.
+        numbers: rows, columns, frames, bits_allocated, bits_stored, high_bit, signed and padding of the header.
 
     Raises:
         PixelDamageError: pixels missing, too few or too many, or numbers that make no sense.
@@ -96,10 +98,19 @@ def find_pixels(
             f"HighBit {numbers['high_bit']} with {numbers['bits_stored']} stored bits is ambiguous in {syntax.name}"
         )
     layout = PixelLayout(
-        rows=rows, columns=columns, frames=numbers["frames"], bits_allocated=allocated,
-        bits_stored=numbers["bits_stored"], high_bit=numbers["high_bit"], signed=numbers["signed"] == 1,
-        syntax=str(syntax), start=None, big_endian=not little_endian, parse_first=not stated or syntax == DEFLATED,
-    )  # fmt: skip
+        rows=rows,
+        columns=columns,
+        frames=numbers["frames"],
+        bits_allocated=allocated,
+        bits_stored=numbers["bits_stored"],
+        high_bit=numbers["high_bit"],
+        signed=numbers["signed"] == 1,
+        syntax=str(syntax),
+        odd_padding=_odd_padding(numbers),
+        start=None,
+        big_endian=not little_endian,
+        parse_first=not stated or syntax == DEFLATED,
+    )
     if syntax == DEFLATED:
         return layout  # the stream says nothing about the inflated data; decoding will
     size = stream.seek(0, os.SEEK_END)
@@ -132,6 +143,18 @@ def find_pixels(
     if allocated == 8 and not little_endian:
         return layout  # bytes may be swapped in pairs; pydicom knows
     return replace(layout, start=start)
+
+
+def _odd_padding(numbers: dict[str, int]) -> int | None:
+    """Return the padding value, its 16 bits as an unsigned number, if it is outside what the stored bits hold."""
+    padding, stored = numbers["padding"], numbers["bits_stored"]
+    if stored >= 16 or numbers["bits_allocated"] != 16:
+        return None
+    if numbers["signed"]:
+        low = -(1 << (stored - 1))
+        as_signed = padding - (1 << 16) if padding >> 15 else padding
+        return None if low <= as_signed < -low else padding
+    return None if padding < 1 << stored else padding
 
 
 def _check_fragments(stream: BinaryIO, layout: PixelLayout) -> None:
@@ -189,6 +212,11 @@ def decode(path: Path, layout: PixelLayout, frames: Sequence[int]) -> Iterator[N
     for plane in planes:
         if plane.shape != shape:
             raise InputError(f"{path}: pixels {plane.shape}, the header says {shape}")
+        if layout.odd_padding is not None and (plane.view(np.uint16) == layout.odd_padding).any():
+            raise InputError(
+                f"{path}: PixelPaddingValue {layout.odd_padding} stands in the pixels, but does not fit into "
+                f"{layout.bits_stored} stored bits; what the pixels mean is not clear"
+            )
         yield _stored_bits(plane, layout)
 
 

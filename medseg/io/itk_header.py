@@ -105,6 +105,8 @@ def check_voxels(header: Header, expected: int, slices: int) -> None:
         raise InputError(f"{path}: voxels packed as {packing!r}, expected raw, gzip or text")
     if packing != "raw" and skip != "0":
         raise InputError(f"{path}: {skip} bytes to skip before compressed voxels, expected none")
+    if "\0" in (target or "") + "".join(header.listed):
+        raise InputError(f"{path}: the name of the file with its voxels is broken")
     files = [path] if target is None else [path.parent / name for name in _pieces(header, target)]
     if packing != "raw" and len(files) > 1:
         raise InputError(f"{path}: compressed voxels in {len(files)} files, expected one")

@@ -140,6 +140,24 @@ def padding_below_int16(folder: Path) -> Exact:
 
 
 @case(BITS)
+def padding_that_does_not_fit(folder: Path) -> list[Exact | Refused]:
+    """Padding of 63536 in cells of 12 stored bits would be read as 2096; declared but absent it does no harm."""
+
+    def declare(ds: Dataset, index: int) -> None:
+        ds.add_new("PixelPaddingValue", "US", 63536)
+
+    def use(ds: Dataset, index: int) -> None:
+        declare(ds, index)
+        cells = STORED[index].copy()
+        cells[0] = 63536
+        ds.PixelData = cells.astype("<u2").tobytes()
+
+    made = write_ct(folder / "declared", edit=declare)
+    write_ct(folder / "used", edit=use)
+    return [made, Refused(source=folder / "used", says=("PixelPaddingValue 63536", "12 stored bits"))]
+
+
+@case(BITS)
 def unsigned_sixteen_bits(folder: Path) -> Exact:
     """Values up to 65535: float32, not wrapped."""
     stored = np.random.default_rng(3).integers(0, 65536, STORED.shape).astype(np.uint16)
