@@ -59,6 +59,14 @@ def test_every_pair_gives_the_same(series: DicomContext, tmp_path: Path, referen
     assert result.of("liver").voxels.dice == 1
 
 
+def test_the_joint_grid_begins_with_whichever_begins_first(series: DicomContext, tmp_path: Path) -> None:
+    first = write(tmp_path, "a.seg.dcm", lesions(series, 1, 4), series)
+    second = write(tmp_path, "b.seg.dcm", lesions(series, 0, 2), series)
+    a, b = read_pair(first, second)
+    assert a.geometry.spatial_shape == b.geometry.spatial_shape == (4, 7, 11)
+    assert evaluate_case(a, b, surface=None).of("lesion").voxels.dice == pytest.approx(0.4)
+
+
 def test_segmentations_of_different_voxels(
     series: DicomContext, tmp_path: Path, oblique_geometry: VolumeGeometry
 ) -> None:
