@@ -185,7 +185,8 @@ def _describe(path: Path, dataset: Dataset, marked: bool, stream: BinaryIO) -> D
     position = stream.tell()
     meta = getattr(dataset, "file_meta", None) or Dataset()
     fields = Fields(dataset)
-    sop_class = fields.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or "")
+    meta_class = str(meta.get("MediaStorageSOPClassUID") or "")
+    sop_class = fields.text("SOPClassUID") or meta_class
     modality = fields.text("Modality")
     number = fields.text("SeriesNumber")
     if not sop_class and not modality:
@@ -201,6 +202,8 @@ def _describe(path: Path, dataset: Dataset, marked: bool, stream: BinaryIO) -> D
             description=_description(dataset), aside=aside, damage=damage, slices=slices,
         )  # fmt: skip
 
+    if meta_class not in ("", sop_class):
+        raise UnreadableError("the DICOM header is broken (two SOP classes)", marked)
     if aside := reason_aside(fields, sop_class, modality):
         return made(aside=aside)
     frames = int(fields.number("NumberOfFrames") or 1)

@@ -4,6 +4,7 @@ Values are parsed from the bytes of the elements, because pydicom raises on a nu
 the time that reading a series takes. No element that names the patient is read.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from medseg.io.dicom_pixels import PixelLayout
 
 Triple = tuple[float, float, float]
 NAN = float("nan")
+STANDARD = "1.2.840.10008."
 STORAGE = "1.2.840.10008.5.1.4.1.1"
 #: Modalities whose objects carry no image of their own, or none that is a volume of intensities.
 NOT_IMAGES = {
@@ -174,8 +176,8 @@ def reason_aside(fields: Fields, sop_class: str, modality: str) -> str:
         return "localizer"
     if "SCREEN SAVE" in image_type:
         return "screen save"
-    if "Rows" not in fields and not sop_class.startswith(STORAGE):
-        return "object without an image"  # what a standard image class lacks is missing, not set aside
+    if "Rows" not in fields and re.fullmatch(r"[0-9.]+", sop_class) and not sop_class.startswith(STANDARD):
+        return "private object without an image"  # what a standard class lacks, or an unreadable one, is damage
     if fields.integer("SamplesPerPixel") > 1 or "PALETTE" in fields.text("PhotometricInterpretation"):
         return "colour image"
     return ""

@@ -199,6 +199,10 @@ def documents_segmentations_and_presentation_states(folder: Path) -> Exact:
         ds.SOPClassUID, ds.Modality, ds.SOPInstanceUID = sop_class, modality, generate_uid()
         ds.SeriesInstanceUID = SERIES + ".77"
         save(ds, folder / f"{name}.dcm")
+    private = Dataset()
+    private.SOPClassUID, private.Modality, private.SOPInstanceUID = "1.3.12.2.1107.5.9.1", "CT", generate_uid()
+    private.SeriesInstanceUID = SERIES + ".78"
+    save(private, folder / "private.dcm")
     seg = ct_dataset(OBLIQUE, 0, np.zeros((7, 11), np.uint16), SERIES + ".66")
     seg.SOPClassUID, seg.Modality = "1.2.840.10008.5.1.4.1.1.66.4", "SEG"
     save(seg, folder / "seg.dcm")
@@ -343,6 +347,23 @@ def garbage_within_the_header(folder: Path) -> Refused:
     whole[340:520] = b"\xff" * 180
     path.write_bytes(whole)
     return Refused(source=folder, says=(path.name,))
+
+
+@case(DAMAGE)
+def a_slice_that_lost_its_size(folder: Path) -> list[Exact | Refused]:
+    """The last slice has no Rows, or a SOP class that is none: damage, not an object without an image."""
+    outcomes: list[Exact | Refused] = []
+    for name in ("rows", "class", "both"):
+        write_ct(folder / name)
+        path = folder / name / slice_name(4)
+        ds = pydicom.dcmread(path)
+        if name != "class":
+            del ds.Rows
+        if name != "rows":
+            ds["SOPClassUID"] = pydicom.DataElement(0x00080016, "LO", "9x2.840.10008.5.1.4.1.1.2")
+        ds.save_as(path, enforce_file_format=False)
+        outcomes.append(Refused(source=folder / name, says=(path.name,)))
+    return outcomes
 
 
 @case(DAMAGE)
