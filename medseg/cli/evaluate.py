@@ -58,7 +58,7 @@ def run(
     ] = MetricsOption.STANDARD,
     surface: Annotated[
         SurfaceOption | None,
-        typer.Option("--surface", help="What a surface is; none is fastest. [default: subvoxel]"),
+        typer.Option("--surface", help="What a surface is (default: subvoxel); none is fastest."),
     ] = None,
     tolerance: Annotated[
         list[float], typer.Option("--tolerance", help="Tolerance of NSD in mm; may be given several times.")
