@@ -6,12 +6,15 @@ alternatives  one object or two: readings of a slice that exclude each other
 affinity    log-odds that two detections of different slices are one object
 views       what passes along other axes say of that
 flow        the best set of tracks, exactly
+waists      tracks of objects that stand on each other, cut
 baselines   the field's usual ways, for comparison
 scores      how sure the slices were; calibration
 reassembly  tracks to masks: gaps filled, shared voxels settled
 joins       how firm each join is
 tuning      weights fitted to detections whose truth is known
 linker      `link`, the steps in order
+crowd       synthetic volumes of objects that touch, and
+simulation  what a detector that errs would report of known objects: to measure linking
 """
 
 from medseg.linking.joins import Join
