@@ -60,6 +60,11 @@ class PixelLayout:
         return self.rows * self.columns * (self.bits_allocated // 8)
 
     @property
+    def padding_bytes(self) -> int:
+        """Bytes that may follow the pixels: less than a row or column, so that neither can be missing in the header."""
+        return max(min(self.rows, self.columns) * (self.bits_allocated // 8) - 1, 1)
+
+    @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest value that the stored bits can hold."""
         if self.signed:
@@ -135,7 +140,7 @@ def find_pixels(
         raise PixelDamageError(
             f"truncated: {max(min(length, size - start), 0)} bytes of pixel data, expected {expected}"
         )
-    if length > expected + 1:
+    if length > expected + layout.padding_bytes:
         raise PixelDamageError(
             f"{length} bytes of pixel data, expected {expected} for {layout.frames} x {rows} x {columns} pixels of "
             f"{allocated} bits; the header does not describe these pixels"
@@ -251,12 +256,12 @@ def _decoded(path: Path, layout: PixelLayout, frames: Sequence[int]) -> Iterator
                 return
             yield from iter_pixels(source, indices=list(frames), raw=True)
     except Exception as error:  # decoders raise whatever a damaged byte leads to
-        raise InputError(f"{path}: the pixel data cannot be decoded ({first_line(error)})") from None
+        raise InputError(f"{path}: the pixel data cannot be decoded ({' '.join(str(error).split())[:200]})") from None
 
 
 def _inflated(dataset: Dataset, layout: PixelLayout, frames: Sequence[int]) -> Iterator[NDArray]:
     expected = layout.plane_bytes * layout.frames
-    if not expected <= len(dataset.PixelData) <= expected + 1:
+    if not expected <= len(dataset.PixelData) <= expected + layout.padding_bytes:
         raise ValueError(f"{len(dataset.PixelData)} bytes of pixel data, expected {expected}")
     shape = (layout.frames, layout.rows, layout.columns)
     planes = np.frombuffer(dataset.PixelData, f"<u{layout.bits_allocated // 8}", int(np.prod(shape))).reshape(shape)

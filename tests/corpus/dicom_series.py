@@ -387,6 +387,12 @@ def more_pixels_than_the_header_says(folder: Path) -> list[Exact | Refused]:
 
 
 @case(DAMAGE)
+def a_little_padding(folder: Path) -> Exact:
+    """Some writers pad pixels to a multiple of their own: less than a row or column is none."""
+    return write_ct(folder, edit=lambda ds, i: setattr(ds, "PixelData", ds.PixelData + bytes(6)))
+
+
+@case(DAMAGE)
 def a_broken_file_of_another_series(folder: Path) -> Exact:
     """A truncated slice in the folder of a series that is not asked for."""
     write_ct(folder / "a")
