@@ -501,6 +501,26 @@ def test_exact_detections_give_back_the_truth():
         assert best_iou(thing.mask(geometry), found, LESION)[0] > 0.96
 
 
+@pytest.mark.parametrize("spacing_mm", [(0.8, 0.8, 0.8), (5.0, 0.8, 0.7), (10.0, 0.8, 0.7)])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_isotropic_thick_and_oblique_volumes(spacing_mm, rotated):
+    # An ellipsoid and a slice through it missed: 50 mm long, so that 10 mm slices show it five times.
+    geometry = grid((int(70 / spacing_mm[0]), 60, 70), spacing_mm, rotated)
+    thing = Ellipsoid((35.0, 24.0, 25.0), (25.0, 14.0, 16.0), LESION)
+    detections = simulate(np.random.default_rng(0), geometry, [thing], Noise())
+    missed = int(45 / spacing_mm[0])
+    plan = PLAN.model_copy(update={"gap_mm": 10.0})
+    found = link([p for p in detections if p.slice_index != missed], geometry, LABELS, plan)
+    assert len(found) == 1
+    truth = thing.mask(geometry)
+    mask = found.full_mask(1)
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.9
+    filled, wanted = mask[missed], truth[missed]
+    # Straight lines between slices 20 mm apart cut off what bulges.
+    assert (filled & wanted).sum() / (filled | wanted).sum() > (0.7 if spacing_mm[0] == 10.0 else 0.85)
+    np.testing.assert_array_equal(found.geometry.affine, geometry.affine)
+
+
 def test_thousands_of_detections_in_seconds_and_little_memory():
     geometry = grid((300, 400, 400), (1.5, 0.8, 0.7))
     rng = np.random.default_rng(1)

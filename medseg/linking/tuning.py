@@ -70,10 +70,10 @@ def label_pairs(detections: Sequence[Detections], truth: InstanceSet, config: Li
         first, second = nodes.pairs(missing + 1)
         known = (owner[first] > 0) | (owner[second] > 0)
         first, second = first[known], second[known]
-        areas = (nodes.areas[i].astype(np.float64) for i in (first, second))
         features = pair_features(
             nodes.intersections(first, second).astype(np.float64),
-            *areas,
+            nodes.areas[first].astype(np.float64),
+            nodes.areas[second].astype(np.float64),
             centroid_shifts(nodes, first, second, spacing_mm[1:]),
             np.minimum(nodes.scores[first], nodes.scores[second]),
         )

@@ -75,9 +75,10 @@ def tune_linking(run: Path, cohort: Path, device: torch.device, track: Track = s
         detections = [grid.to_source(d) for d in predictor.detect(grid)]
         found.append((detections, _under_labels(truth.moved(grid.axis_map), plan)))
     pairs = Pairs.join([label_pairs(detections, truth, plan.linking) for detections, truth in found])
-    same, warnings = int(pairs.same.sum()), []
+    same = int(pairs.same.sum())
+    warnings: list[str] = []
     config = plan.linking
-    reasons = {}
+    reasons: dict[str, str] = {}
     if min(same, len(pairs.same) - same) >= MIN_PAIRS:
         config = fit_weights(pairs, config)
         source = f"fitted to {len(pairs.same)} pairs of detections of {len(found)} cases"
