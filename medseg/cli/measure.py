@@ -30,13 +30,17 @@ def run(
     from medseg.io.atomic import check_folder
     from medseg.io.cohort_table import read_label_file
     from medseg.io.export import read_image_context
+    from medseg.io.itk import ITK_SUFFIXES
+    from medseg.io.nifti import NIFTI_SUFFIXES
     from medseg.metrics.measurement import measure
     from medseg.reporting.tables import write_measurements_csv, write_measurements_json
 
     if series is not None and image is None:
         raise ConfigError("--series chooses a series of --image; give --image as well")
     check_folder(out)
-    partner = None if image is None else read_image_context(image, series)
+    # A DICOM SEG lacks slices without objects, an RTSTRUCT has no grid at all; other files bring theirs.
+    gridless = not instances.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES)
+    partner = read_image_context(image, series) if image is not None and gridless else None
     table = None if labels is None else read_label_file(labels)
     found = read_instances(instances, labels=table, image=partner, note=console.warn)
     volume = None if image is None else read_volume(image, series=series, track=console.track)
