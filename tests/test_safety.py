@@ -29,7 +29,7 @@ from medseg.labels import LabelTable
 from medseg.values.geometry import make_volume
 from medseg.values.instances import InstanceSet
 
-KILLS = 24
+KILLS = 16
 
 
 def command(*arguments: object) -> list[str]:
@@ -317,7 +317,7 @@ def test_nohup_keeps_a_run_alive(tmp_path: Path, oblique_geometry: VolumeGeometr
     assert process.wait(60) == 0 and names(target.parent) == ["ct.nii.gz"]
 
 
-@pytest.mark.parametrize("redirection", ["| true", "| head -1", ">&- 2>&-", "<&- >&-", "2>/dev/full", ">/dev/full"])
+@pytest.mark.parametrize("redirection", ["| head -1", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full"])
 def test_nobody_reads_the_output(redirection: str, tmp_path: Path, oblique_geometry: VolumeGeometry) -> None:
     write_series(tmp_path / "in", oblique_geometry)
     done = subprocess.run(
@@ -359,7 +359,6 @@ def test_the_input_is_never_touched(tmp_path: Path, small_case: Path, oblique_ge
         ("convert", small_case / "dicom.zip", out / "b.nrrd"),
         ("convert", small_case / "ct.nii", out / "c.mha"),
         ("export", objects, out / "d.nii.gz", "--image", small_case / "ct.nii"),
-        ("evaluate", "-r", objects, "-p", objects, "-o", out / "scores"),
     ]
     prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if shutil.which("setpriv") else []
     for run in run_all(runs, prefix=prefix):
