@@ -84,8 +84,7 @@ def run(case: Case, method: str, settings: dict[str, float]) -> InstanceSet:
 def judge(cases: list[Case], method: str, settings: dict[str, float]) -> NDArray[np.float64]:
     """Return [C, 7] `COUNTS` of each case."""
     rows = []
-    for case in cases:
-        pairs = PairTable.between(case[0], run(case, method, settings))
+    for pairs in (PairTable.between(case[0], run(case, method, settings)) for case in cases):
         matched = pairs.matching(0.5)
         sizes = len(pairs.reference_voxels), len(pairs.prediction_voxels), len(matched)
         rows.append((*sizes, *count_fragments(pairs), pairs.iou()[matched].sum()))
@@ -127,10 +126,11 @@ for name, (test, other, truth_of) in TRUTHS.items():
     for way, settings in chosen.items():
         begin = time.process_time()
         tables[name][way] = judge(cases[:test], way.split(",")[0], settings)
-        row = dict(zip(COUNTS, total := tables[name][way].sum(axis=0), strict=True))
-        row |= {"pq": float(pq(total)), "fragments_per_object": total[3] / max(1, total[4])}
+        total = tables[name][way].sum(axis=0)
+        row = dict(zip(COUNTS, total.tolist(), strict=True))
+        row |= {"pq": float(pq(total)), "fragments_per_object": float(total[3] / max(1, total[4]))}
         row["seconds"] = time.process_time() - begin
-        console.out.print(f"  {way:15}", {key: round(value, 3) for key, value in row.items()}, settings)
+        console.out.print(f"{way}: {', '.join(f'{key} {value:.3g}' for key, value in row.items())}; {settings}")
         results[name][way] = {**row, "settings": settings}
 
 draws = {way: [weights[name] @ table[way] for name, table in tables.items()] for way in chosen}  # [W, 7] of each kind
@@ -144,6 +144,6 @@ for kind, of_way in values.items():
         margin = of_way[way] - of_way[rival]
         margins[f"{kind}: {way} - {rival}"] = [float(margin[0]), *interval(margin)]
 console.out.print(margins)
-head = {"date": date.today().isoformat(), "noise": asdict(noise)}
+head = {"date": date.today().isoformat(), "noise": asdict(noise), "seed": SEED}
 write_json(args.out / "linking.json", {**head, "results": results, "margins": margins})
 console.wrote(args.out / "linking.json")
