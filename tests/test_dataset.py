@@ -25,7 +25,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
 
 
 def equal(a: Sample, b: Sample) -> bool:
-    return a.seed == b.seed and all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+    return a.seed == b.seed and all(torch.equal(x, y) for x, y in zip(a[:5], b[:5], strict=True))
 
 
 def test_a_sample_depends_on_seed_and_number_alone(cases: list[CachedCase]) -> None:
@@ -50,7 +50,7 @@ def test_boxes_enclose_their_masks(cases: list[CachedCase], augmented: bool) -> 
     dataset = SliceDataset(cases, tiny_plan({"training.augment": augmented}), 40, seed=0)
     objects = 0
     for i in range(40):
-        image, boxes, classes, masks, _ = dataset[i]
+        image, boxes, classes, masks, _, _ = dataset[i]
         assert image.shape == (1, 64, 64) and masks.shape == (len(boxes), 64, 64)
         assert image.dtype == boxes.dtype == masks.dtype == torch.float32 and classes.dtype == torch.int64
         assert masks.numel() == 0 or (masks.min() >= 0 and masks.max() <= 1 + 1e-6)
@@ -68,7 +68,7 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
     plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 32]})
     dataset = SliceDataset(cases, plan, 30, seed=1)
     for i in range(30):
-        image, _, classes, masks, _ = dataset[i]
+        image, _, classes, masks, covered, _ = dataset[i]
         matches = [
             (case, z, r, c)
             for case in cases
@@ -78,16 +78,29 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
         assert len(matches) == 1
         case, z, r, c = matches[0]
         expected = []
+        everything = np.zeros((2, 32, 32), bool)
         for item in case.objects:
             whole = np.zeros(case.array.shape, bool)
             window = tuple(slice(o, o + n) for o, n in zip(item.offset, item.mask.shape, strict=True))
             whole[window] = item.mask
             part = whole[z, r : r + 32, c : c + 32]
+            everything[item.label - 1] |= part
             if part.sum() >= MIN_VISIBLE_PIXELS:
                 expected.append((item.label, part))
         assert classes.tolist() == [label for label, _ in expected]  # ids 1, 2 are classes 1, 2
         for mask, (_, part) in zip(masks.numpy(), expected, strict=True):
             np.testing.assert_array_equal(mask, part)
+        np.testing.assert_array_equal(covered.numpy(), everything)
+
+
+def test_focused_crops_show_small_objects(cases: list[CachedCase]) -> None:
+    """Lesions of at most 12 pixels fit a crop of 64 five times, the organ (30 rows) does not."""
+    focused = tiny_plan({"training.augment": False, "training.focus_fraction": 1.0, "training.crop_size": [96, 96]})
+    samples = [SliceDataset(cases, focused, 20, seed=1)[i] for i in range(20)]
+    assert {tuple(sample.image.shape) for sample in samples} == {(1, 64, 64)}
+    assert all(2 in sample.classes for sample in samples)
+    half = SliceDataset(cases, focused.with_overrides({"training.focus_fraction": 0.5}), 40, seed=1)
+    assert 10 < sum(half[i].image.shape[1] == 96 for i in range(40)) < 30
 
 
 def windows_with(image: np.ndarray, crop: np.ndarray) -> list[tuple[int, int]]:
@@ -102,7 +115,7 @@ def test_slices_smaller_than_the_crop_are_padded_with_their_edge() -> None:
     item = CachedObject(label=1, mask=np.ones((3, 4, 5), bool), offset=(0, 3, 2))
     case = CachedCase(name="small", array=array, slice_spacing_mm=5.0, objects=(item,))
     plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 64]}, LabelTable.from_names(["organ"]))
-    image, boxes, _, masks, _ = SliceDataset([case], plan, 5, seed=0)[0]
+    image, boxes, _, masks, _, _ = SliceDataset([case], plan, 5, seed=0)[0]
     top, left = (32 - 10) // 2, (64 - 12) // 2
     inside = image[0, top : top + 10, left : left + 12]
     assert any(np.array_equal(inside, network_input(array, z, 5.0, plan.input)[0]) for z in range(3))
@@ -147,7 +160,7 @@ def shape_and_plan() -> tuple[np.ndarray, Plan]:
 def test_image_and_masks_move_together() -> None:
     """An image that equals its mask still does after every change of geometry."""
     mask, plan = shape_and_plan()
-    geometry = Compose(build_augmentation(plan.training).transforms[:2])
+    geometry = Compose(build_augmentation(plan.training, (64, 64)).transforms[:2])
     moved = set()
     for seed in range(8):
         image, masks = augment(geometry, mask.copy(), mask.copy(), seed)
@@ -159,7 +172,7 @@ def test_image_and_masks_move_together() -> None:
 
 def test_the_whole_chain_keeps_an_object_under_its_mask() -> None:
     mask, plan = shape_and_plan()
-    chain = build_augmentation(plan.training)
+    chain = build_augmentation(plan.training, (64, 64))
     for seed in range(20):
         image, masks = augment(chain, mask * 2 - 1, mask.copy(), seed)
         low, high = float(image.quantile(0.02)), float(image.quantile(0.98))
@@ -169,7 +182,7 @@ def test_the_whole_chain_keeps_an_object_under_its_mask() -> None:
 
 def test_augmentation_is_a_function_of_its_seed() -> None:
     mask, plan = shape_and_plan()
-    first, second = build_augmentation(plan.training), build_augmentation(plan.training)
+    first, second = build_augmentation(plan.training, (64, 64)), build_augmentation(plan.training, (64, 64))
     torch.manual_seed(1)
     np.random.seed(1)
     a = augment(first, mask, mask, 2**32 + 5)
@@ -180,7 +193,7 @@ def test_augmentation_is_a_function_of_its_seed() -> None:
 
 def test_an_empty_slice_is_augmented_to_an_empty_slice() -> None:
     mask, plan = shape_and_plan()
-    image, masks = augment(build_augmentation(plan.training), mask, mask[:0], 3)
+    image, masks = augment(build_augmentation(plan.training, (64, 64)), mask, mask[:0], 3)
     assert image.shape == (1, 64, 64) and masks.shape == (0, 64, 64)
 
 
@@ -191,7 +204,7 @@ def test_nothing_is_mirrored_unless_the_plan_says_so() -> None:
     half[:, :, 50:] = 1
     sides = []
     for allowed in (False, True):
-        chain = build_augmentation(plan.training.model_copy(update={"flip_columns": allowed}))
+        chain = build_augmentation(plan.training.model_copy(update={"flip_columns": allowed}), (64, 64))
         sides.append(
             {
                 bool(m[..., -12:].mean() > m[..., :12].mean())

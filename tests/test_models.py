@@ -14,9 +14,10 @@ from torchvision.ops import box_iou
 from medseg.errors import ModelError
 from medseg.labels import LabelTable
 from medseg.models.anchors import ExactAnchorGenerator
-from medseg.models.heads import Target
+from medseg.models.heads import Target, with_margin
 from medseg.models.mask_rcnn import build_mask_rcnn, choose_device
 from medseg.models.roi import PyramidPooler, mask_targets
+from medseg.models.semantic import MIN_CELLS, SemanticHead
 from medseg.values.pasting import paste_mask
 from medseg.values.plan import ModelPlan, Plan
 
@@ -39,7 +40,8 @@ def slices(plan: Plan, size: tuple[int, int] = (64, 80)) -> tuple[Tensor, list[T
         images.append(np.repeat(image[None], plan.input.channels, axis=0))
         hits = [(np.flatnonzero(m.any(0)), np.flatnonzero(m.any(1))) for m in masks]
         boxes = torch.tensor([[x[0], y[0], x[-1] + 1, y[-1] + 1] for x, y in hits], dtype=torch.float32)
-        targets.append(Target(boxes, torch.tensor([1, 2]), torch.from_numpy(np.stack(masks)).float()))
+        shares = torch.from_numpy(np.stack(masks)).float()
+        targets.append(Target(boxes, torch.tensor([1, 2]), shares, shares))
     return torch.from_numpy(np.stack(images)).float(), targets
 
 
@@ -291,6 +293,9 @@ SWITCHES = [
     {"model.mask_loss": "softmax"},
     {"model.roi_aligned": False},
     {"model.norm": "group", "model.mask_size": 28},
+    {"model.stem": "deep", "model.fpn_norm": True},
+    {"model.semantic_head": True, "model.mask_margin": 0.2},
+    {"training.box_positive_iou": 0.4, "training.box_negative_iou": 0.2},
 ]
 
 
@@ -301,7 +306,8 @@ def test_every_switch_learns_and_finds(settings: dict) -> None:
     model = build_mask_rcnn(plan).train()
     images, targets = slices(plan)
     losses = model.losses(images, targets)
-    assert set(losses) == {"objectness", "rpn_box", "class", "box", "mask"}
+    dense = {"semantic"} if plan.model.semantic_head else set()
+    assert set(losses) == {"objectness", "rpn_box", "class", "box", "mask"} | dense
     assert all(bool(torch.isfinite(v) & (v > 0)) for v in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
@@ -326,17 +332,18 @@ def test_mask_and_class_are_independent_unless_they_compete() -> None:
         torch.manual_seed(5)
         model = build_mask_rcnn(plan).train()
         images, targets = slices(plan)
-        organ = [Target(t.boxes[:1], t.classes[:1], t.masks[:1]) for t in targets]
+        organ = [Target(t.boxes[:1], t.classes[:1], t.masks[:1], t.covered) for t in targets]
         model.losses(images, organ)["mask"].backward()
         gradient = model.roi_heads.mask_predictor.mask_fcn_logits.weight.grad
         assert gradient is not None
         assert torch.nonzero(gradient.abs().amax(dim=(1, 2, 3)) > 0)[:, 0].tolist() == touched
 
 
-def test_slices_without_objects_train() -> None:
-    plan = tiny_plan()
+@pytest.mark.parametrize("semantic", [False, True])
+def test_slices_without_objects_train(semantic: bool) -> None:
+    plan = tiny_plan({"model.semantic_head": semantic})
     model = build_mask_rcnn(plan).train()
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 80))
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 80), torch.zeros(2, 64, 80))
     images, targets = slices(plan)
     for batch in ([nothing, nothing], [nothing, targets[1]]):
         model.zero_grad()
@@ -346,11 +353,74 @@ def test_slices_without_objects_train() -> None:
     assert float(model.losses(images, [nothing, nothing])["mask"].detach()) == 0
 
 
+def test_the_semantic_loss_is_that_of_its_formula() -> None:
+    """Two classes on 7 x 10 cells of 2 pixels, the slice one pixel short each way; the second class is absent."""
+    head = SemanticHead(channels=32, classes=2, stride=2)
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn((1, 2, 7, 10), generator=generator)
+    covered = torch.zeros((1, 2, 13, 19))
+    covered[0, 0, 3:8, 4:11] = 1
+    wanted = np.zeros((2, 7, 10))
+    for row in range(14):
+        for column in range(20):
+            if row < 13 and column < 19:
+                wanted[:, row // 2, column // 2] += covered[0, :, row, column].numpy() / 4
+    chance = 1 / (1 + np.exp(-logits[0].double().numpy()))
+    total = 0.0
+    for p, w in zip(chance, wanted, strict=True):
+        total += -(w * np.log(p) + (1 - w) * np.log(1 - p)).sum() / (w.sum() + MIN_CELLS)
+        if w.sum():
+            total += 1 - (2 * (p * w).sum() + 1) / (p.sum() + w.sum() + 1)
+    assert float(head.loss(logits, covered).detach()) == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_what_the_semantic_head_finds_reaches_every_level_and_sends_nothing_back() -> None:
+    head = SemanticHead(channels=32, classes=2, stride=4)
+    features = {str(i): level.requires_grad_() for i, level in enumerate(pyramid((64, 80), 3, channels=32))}
+    logits, told = head(features)
+    assert logits.shape == (1, 2, 16, 20) and logits.dtype == torch.float32
+    assert {name: level.shape for name, level in told.items()} == {name: x.shape for name, x in features.items()}
+    for name in features:
+        assert not torch.equal(told[name], features[name])
+    told["2"].sum().backward()
+    assert features["0"].grad is None and head.logits.weight.grad is None
+
+
+def test_masks_reach_beyond_their_box_by_the_margin() -> None:
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 25.0]])
+    torch.testing.assert_close(with_margin(boxes, 0.1), torch.tensor([[8.0, 19.5, 32.0, 25.5]]))
+    torch.manual_seed(5)
+    plain = build_mask_rcnn(tiny_plan({"inference.score_threshold": 0.0})).eval()
+    wide = build_mask_rcnn(tiny_plan({"inference.score_threshold": 0.0, "model.mask_margin": 0.25})).eval()
+    wide.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        image = torch.randn(1, 1, 64, 64)
+        (a,), (b,) = plain(image), wide(image)
+    torch.testing.assert_close(with_margin(a.boxes, 0.25), b.boxes)
+    torch.testing.assert_close(a.scores, b.scores)
+
+
+def test_proposals_that_are_neither_object_nor_background_are_not_learnt_from() -> None:
+    """Boxes of IoU 1, 0.5, 0.25 and 0 with the one object, thresholds 0.4 and 0.2."""
+    plan = tiny_plan(
+        {"training.box_positive_iou": 0.4, "training.box_negative_iou": 0.2, "training.jittered_boxes": 0}
+    )
+    heads = build_mask_rcnn(plan).roi_heads
+    target = Target(
+        torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([2]), torch.ones(1, 64, 64), torch.zeros(2, 64, 64)
+    )
+    proposals = torch.tensor([[0.0, 0.0, 8.0, 16.0], [0.0, 0.0, 16.0, 16.0], [40.0, 40.0, 50.0, 50.0]])
+    (samples,) = heads._sample([proposals], [target])
+    found = {tuple(box): int(number) for box, number in zip(samples.boxes.tolist(), samples.classes, strict=True)}
+    assert found == {(0, 0, 8, 8): 2, (0, 0, 8, 16): 2, (40, 40, 50, 50): 0}
+    assert samples.close.tolist() == [bool(c == 2) for c in samples.classes]  # 0.5 is close enough for a mask
+
+
 def test_a_box_without_area_is_refused() -> None:
     plan = tiny_plan()
     images, targets = slices(plan)
     for box in ([5.0, 5.0, 5.0, 9.0], [9.0, 5.0, 5.0, 9.0], [5.0, float("nan"), 8.0, 9.0]):
-        broken = Target(torch.tensor([box]), torch.tensor([1]), targets[1].masks[:1])
+        broken = Target(torch.tensor([box]), torch.tensor([1]), targets[1].masks[:1], targets[1].covered)
         with pytest.raises(ModelError, match="image 1 of the batch has a box without area"):
             build_mask_rcnn(plan).train().losses(images, [targets[0], broken])
 
@@ -369,7 +439,7 @@ def test_no_proposals_are_no_objects_and_no_loss() -> None:
     features = pyramid((64, 64), 4, channels=32)
     (result,) = heads.results(features, [torch.zeros(0, 4)], (64, 64))
     assert [len(field) for field in result] == [0, 0, 0, 0]
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 64))
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 64), torch.zeros(2, 64, 64))
     assert [float(v.detach()) for v in heads.losses(features, [torch.zeros(0, 4)], [nothing]).values()] == [0, 0, 0]
 
 

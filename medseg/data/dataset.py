@@ -22,19 +22,23 @@ from medseg.values.plan import Plan
 #: An object is a target where this share of it, and this many pixels, lie in the crop.
 MIN_VISIBLE_SHARE = 0.2
 MIN_VISIBLE_PIXELS = 3.0
+#: An object is small where a focused crop is this many times as large.
+FOCUS_MARGIN = 3.0
 
 
 class Sample(NamedTuple):
     """One training slice.
 
-    image [C, H, W] float32; boxes [G, 4] in pixels; classes [G] int64 in 1..K; masks [G, H, W] 0..1; seed of what
-    is drawn at random in its losses.
+    image [C, H, W] float32; boxes [G, 4] in pixels; classes [G] int64 in 1..K; masks [G, H, W] 0..1; covered
+    [K, H, W] 0..1, the share of each pixel that any object of a class covers, those cut off too far to be targets
+    included; seed of what is drawn at random in its losses.
     """
 
     image: Tensor
     boxes: Tensor
     classes: Tensor
     masks: Tensor
+    covered: Tensor
     seed: int
 
 
@@ -43,6 +47,7 @@ class _Place(NamedTuple):
     slice_index: int
     row: float
     column: float
+    size: tuple[int, int]
 
 
 class SliceDataset(Dataset[Sample]):
@@ -54,12 +59,23 @@ class SliceDataset(Dataset[Sample]):
         self.length = length
         self.seed = seed
         self.class_of = {label: i + 1 for i, label in enumerate(plan.labels.ids)}
-        self.augmentation = build_augmentation(plan.training) if plan.training.augment else None
+        training = plan.training
+        self.augmentation = (
+            {size: build_augmentation(training, size) for size in {training.crop_size, training.focus_size}}
+            if training.augment
+            else None
+        )
         self.slices = [[o.slices() for o in case.objects] for case in self.cases]
         self.by_label = {
             label: [(c, o) for c, case in enumerate(self.cases) for o, x in enumerate(case.objects) if x.label == label]
             for label in plan.labels.ids
         }
+        self.small = [
+            (c, o)
+            for c, case in enumerate(self.cases)
+            for o, x in enumerate(case.objects)
+            if all(FOCUS_MARGIN * n <= m for n, m in zip(x.mask.shape[1:], plan.training.focus_size, strict=True))
+        ]
         missing = [plan.labels[label].name for label, found in self.by_label.items() if not found]
         if missing:
             raise InputError(
@@ -67,7 +83,7 @@ class SliceDataset(Dataset[Sample]):
             )
 
         counts = np.array([len(self.by_label[label]) for label in plan.labels.ids], np.float64)
-        weights = counts ** (1 - plan.training.class_balance)
+        weights = counts ** (1 - training.class_balance)
         self.label_chance = weights / weights.sum()
 
     def __len__(self) -> int:
@@ -79,10 +95,12 @@ class SliceDataset(Dataset[Sample]):
         return self._cut(place, int(rng.integers(2**32)))
 
     def _choose(self, rng: np.random.Generator) -> _Place:
-        crop = np.array(self.plan.training.crop_size)
-        if rng.random() < self.plan.training.object_fraction:
-            label = int(rng.choice(self.plan.labels.ids, p=self.label_chance))
-            case, number = self.by_label[label][rng.integers(len(self.by_label[label]))]
+        training = self.plan.training
+        focused = bool(self.small) and rng.random() < training.focus_fraction
+        shape = training.focus_size if focused else training.crop_size
+        crop = np.array(shape)
+        if focused or rng.random() < training.object_fraction:
+            case, number = self._object(rng, focused)
             found = self.cases[case].objects[number]
             z = int(rng.choice(self.slices[case][number]))
             plane = found.mask[z - found.offset[0]]
@@ -96,12 +114,17 @@ class SliceDataset(Dataset[Sample]):
         half = crop / 2
         size = np.array(self.cases[case].array.shape[1:])
         centre = np.where(size <= crop, size / 2, np.clip(centre, half, np.maximum(size - half, half)))
-        return _Place(case, z, float(centre[0]), float(centre[1]))
+        return _Place(case, z, float(centre[0]), float(centre[1]), shape)
+
+    def _object(self, rng: np.random.Generator, focused: bool) -> tuple[int, int]:
+        if focused:
+            return self.small[rng.integers(len(self.small))]
+        label = int(rng.choice(self.plan.labels.ids, p=self.label_chance))
+        return self.by_label[label][rng.integers(len(self.by_label[label]))]
 
     def _cut(self, place: _Place, seed: int) -> Sample:
-        crop = self.plan.training.crop_size
         oversize = OVERSIZE if self.augmentation else 1.0
-        size = [int(np.ceil(n * oversize / 2)) * 2 for n in crop]
+        size = [int(np.ceil(n * oversize / 2)) * 2 for n in place.size]
         case = self.cases[place.case]
         first = [round(place.row - size[0] / 2), round(place.column - size[1] / 2)]
         window, padding = _window(first, size, case.array.shape[1:])
@@ -114,10 +137,14 @@ class SliceDataset(Dataset[Sample]):
             masks.append(mask)
         stack = np.stack(masks) if masks else np.zeros((0, *size), np.float32)
         if self.augmentation:
-            pixels, shares = augment(self.augmentation, image, stack, seed)
+            pixels, shares = augment(self.augmentation[place.size], image, stack, seed)
         else:
             pixels, shares = torch.from_numpy(image), torch.from_numpy(stack)
-        return _targets(pixels, torch.tensor(classes, dtype=torch.int64), shares, stack.sum(axis=(1, 2)), seed)
+        numbers = torch.tensor(classes, dtype=torch.int64)
+        covered = torch.zeros((len(self.class_of), *shares.shape[1:]))
+        for number, share in zip(classes, shares, strict=True):
+            torch.maximum(covered[number - 1], share, out=covered[number - 1])
+        return _targets(pixels, numbers, shares, covered, stack.sum(axis=(1, 2)), seed)
 
     @staticmethod
     def _objects(
@@ -157,7 +184,9 @@ def _window(
     return (parts[0], parts[1]), (padding[0], padding[1])
 
 
-def _targets(image: Tensor, classes: Tensor, masks: Tensor, before: NDArray[np.float32], seed: int) -> Sample:
+def _targets(
+    image: Tensor, classes: Tensor, masks: Tensor, covered: Tensor, before: NDArray[np.float32], seed: int
+) -> Sample:
     """Box the objects that are still to be seen after cropping and augmentation."""
     solid = masks >= 0.5
     pixels = solid.sum(dim=(1, 2))
@@ -168,4 +197,4 @@ def _targets(image: Tensor, classes: Tensor, masks: Tensor, before: NDArray[np.f
         hit = solid.any(dim=axis)
         boxes[:, columns[0]] = hit.float().argmax(dim=1).float()
         boxes[:, columns[1]] = (hit.shape[1] - hit.flip(1).float().argmax(dim=1)).float()
-    return Sample(image, boxes, classes, masks, seed)
+    return Sample(image, boxes, classes, masks, covered, seed)

@@ -48,6 +48,7 @@ def _median(values: list[float]) -> float:
 
 def _pixel_mm(facts: Fingerprint, reasons: dict[str, str]) -> float:
     native = _median([min(case.spacing_mm[1:]) for case in facts.cases])
+    reasons["model.stem"] = f"the finest stride is {finest}"
     side = max(max(case.body_mm) for case in facts.cases)
     pixel, reason = native, f"the median pixel of the cohort, {native:.3g} mm"
     if side / pixel > LARGEST_SIDE:
@@ -72,6 +73,11 @@ def _small_side_mm(facts: Fingerprint) -> tuple[str, float]:
     )
 
 
+#: A second context plane each side is taken where it lies within this distance, mm: noise averages out, and a small
+#: lesion has ended while a vessel goes on.
+CONTEXT_MM = 8.0
+
+
 def _input(facts: Fingerprint, orientation: str, pixel: float, reasons: dict[str, str]) -> InputPlan:
     slice_mm = _median([case.spacing_mm[0] for case in facts.cases])
     if max(case.shape[0] for case in facts.cases) == 1:
@@ -79,8 +85,11 @@ def _input(facts: Fingerprint, orientation: str, pixel: float, reasons: dict[str
         reasons["input.context_mm"] = "cases of a single slice have no neighbours"
     else:
         step = float(f"{max(slice_mm, 2.0):.3g}")
-        context = (-step, 0.0, step)
-        reasons["input.context_mm"] = f"one plane each side; the median slice distance is {slice_mm:.3g} mm"
+        planes = 2 if 2 * step <= CONTEXT_MM else 1
+        context = tuple(step * i for i in range(-planes, planes + 1))
+        reasons["input.context_mm"] = (
+            f"{planes} planes each side, within {CONTEXT_MM:g} mm; the median slice distance is {slice_mm:.3g} mm"
+        )
     values = np.concatenate([case.intensities for case in facts.cases])
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     if not facts.is_ct:
@@ -120,6 +129,7 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
     small_pixels = _small_side_mm(facts)[1] / pixel
     finest = 2 if small_pixels < FINE_STRIDE_BELOW else 4
     reasons["model.finest_stride"] = f"the side of the small objects is {small_pixels:.3g} pixels"
+    reasons["model.stem"] = f"the finest stride is {finest}"
     side = max(max(case.body_mm) for case in facts.cases) / pixel
     coarsest = 16 if side < COARSE_STRIDE_BELOW else 32
     reasons["model.coarsest_stride"] = f"slices are up to {side:.0f} pixels large"
@@ -140,6 +150,10 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
     reasons["model.mask_size"] = f"the largest objects are {large:.0f} pixels; a cell should not exceed 4 pixels"
     return ModelPlan(
         backbone="resnet50" if deep else "resnet18",
+        stem="deep" if finest == 2 else "conv7",
+        fpn_norm=True,
+        semantic_head=True,
+        mask_margin=0.1,
         finest_stride=finest,
         coarsest_stride=coarsest,
         anchor_sizes=sizes,
@@ -157,7 +171,7 @@ def _training(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> Trai
     reasons["training.crop_size"] = "slices of the cohort without air, at most 320 pixels a side"
     batch = max(2, min(16, 4 * 256 * 256 // (size[0] * size[1])))
     reasons["training.batch_size"] = "about 260 000 pixels a step"
-    return TrainingPlan(crop_size=(size[0], size[1]), batch_size=batch)
+    return TrainingPlan(crop_size=(size[0], size[1]), batch_size=batch, box_negative_iou=0.3)
 
 
 def _inference(facts: Fingerprint, reasons: dict[str, str]) -> InferencePlan:

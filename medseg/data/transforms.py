@@ -23,8 +23,8 @@ IMAGE, MASKS = "image", "masks"
 OVERSIZE = 1.25
 
 
-def build_augmentation(plan: TrainingPlan) -> Compose:
-    """Return the chain for {"image": [C, H, W], "masks": [G, H, W]} float tensors, result in crop size.
+def build_augmentation(plan: TrainingPlan, size: tuple[int, int]) -> Compose:
+    """Return the chain for {"image": [C, H, W], "masks": [G, H, W]} float tensors, result of size (rows, columns).
 
     Geometry moves image and masks alike (both linear; masks come out as shares in 0..1); intensities change
     in the image alone. Mirroring only where the plan allows it: a mirrored patient has the liver on the left.
@@ -38,7 +38,7 @@ def build_augmentation(plan: TrainingPlan) -> Compose:
                 rotate_range=0.15,
                 shear_range=(0.05, 0.05),
                 scale_range=(0.15, 0.15),
-                spatial_size=plan.crop_size,
+                spatial_size=size,
                 mode=("bilinear", "bilinear"),
                 padding_mode=("border", "zeros"),
             ),
@@ -62,7 +62,7 @@ def augment(chain: Compose, image: NDArray[np.float32], masks: NDArray[np.float3
         seed: of this sample.
 
     Returns:
-        Image [C, h, w] and masks [G, h, w], plain float32 tensors in the chain's crop size.
+        Image [C, h, w] and masks [G, h, w], plain float32 tensors in the chain's size.
     """
     chain.set_random_state(seed=seed % (2**32))
     # MONAI refuses a key of zero channels, so an empty slice carries one empty mask through.

@@ -1,5 +1,6 @@
 """ResNet with a feature pyramid, for any number of input channels."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -24,11 +25,35 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+#: Channels of the deep stem before its last convolution.
+STEM_CHANNELS = 24
+
+
 class _NoExtraLevel(LastLevelMaxPool):
     """Ends the pyramid at the backbone's last stage."""
 
     def forward(self, x, y, names):  # type: ignore[no-untyped-def]
         return x, names
+
+
+def _deep_stem(in_channels: int) -> nn.Sequential:
+    """Three 3 x 3 convolutions in place of one of 7 x 7 (He et al. 2019, arXiv 1812.01187, "ResNet-C").
+
+    Only the last has stride 2, so that what is a few pixels large is first looked at in full resolution.
+    """
+    width = STEM_CHANNELS
+    layers: list[nn.Module] = []
+    for before in (in_channels, width):
+        layers += [
+            nn.Conv2d(before, width, 3, padding=1, bias=False),
+            nn.GroupNorm(width // 3, width),
+            nn.ReLU(inplace=True),
+        ]
+    layers.append(nn.Conv2d(width, 64, 3, stride=2, padding=1, bias=False))
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(*layers)
 
 
 def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
@@ -41,11 +66,14 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
 
     Returns:
         A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] for s in ``plan.strides``,
-        its parameters named as in torchvision's ``maskrcnn_resnet50_fpn``.
+        its parameters named as in torchvision's ``maskrcnn_resnet50_fpn`` unless the stem is deep or the pyramid
+        has normalisation.
     """
     norm = _NORMS[plan.norm]
     body = _BUILDERS[plan.backbone](weights=None, norm_layer=norm)
-    if in_channels != 3:
+    if plan.stem == "deep":
+        body.conv1 = _deep_stem(in_channels)
+    elif in_channels != 3:
         body.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     width = body.inplanes // 8
@@ -59,4 +87,5 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
         in_channels_list=list(layers.values()),
         out_channels=plan.fpn_channels,
         extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) > len(plan.strides) else _NoExtraLevel(),
+        norm_layer=partial(nn.GroupNorm, math.gcd(plan.fpn_channels, 32)) if plan.fpn_norm else None,
     )

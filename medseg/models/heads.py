@@ -22,17 +22,23 @@ class Target(NamedTuple):
     """The objects of one training slice.
 
     boxes [G, 4] float32 in pixels with x1 < x2 and y1 < y2; classes [G] int64 in 1..K; masks [G, H, W] 0 or 1;
+    covered [K, H, W]: the share of each pixel that objects of each class cover, for the semantic head;
     seed: decides which proposals are drawn for the losses.
     """
 
     boxes: Tensor
     classes: Tensor
     masks: Tensor
+    covered: Tensor
     seed: int = 0
 
 
 class Result(NamedTuple):
-    """What was found in one slice: boxes [N, 4], scores [N], classes [N] in 1..K, masks [N, M, M] probabilities."""
+    """What was found in one slice.
+
+    boxes [N, 4]: windows of the masks, i.e. what the box head found plus the plan's margin; scores [N];
+    classes [N] in 1..K; masks [N, M, M] probabilities.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -41,11 +47,21 @@ class Result(NamedTuple):
 
 
 class _Samples(NamedTuple):
-    """Proposals chosen for the losses: boxes [N, 4], classes [N] (0 background), objects [N] into the target."""
+    """Proposals chosen for the losses.
+
+    boxes [N, 4], classes [N] (0 background), objects [N] into the target, close [N] whether a mask is learnt from it.
+    """
 
     boxes: Tensor
     classes: Tensor
     objects: Tensor
+    close: Tensor
+
+
+#: Class of a proposal that overlaps an object too little to be it and too much to be background.
+_NEITHER = -1
+#: Masks are learnt in boxes of at least this IoU with their object; at inference they are cut from corrected boxes.
+MASK_IOU = 0.5
 
 
 def _mask_predictor(channels: int, classes: int, doublings: int) -> nn.Sequential:
@@ -71,6 +87,12 @@ def _jittered(boxes: Tensor, copies: int, generator: torch.Generator) -> Tensor:
     return torch.cat([centres - halves, centres + halves], dim=2).reshape(-1, 4)
 
 
+def with_margin(boxes: Tensor, margin: float) -> Tensor:
+    """Return boxes [N, 4] that are larger by this share of their size on every side; they may leave the slice."""
+    rim = margin * (boxes[:, 2:] - boxes[:, :2])
+    return torch.cat([boxes[:, :2] - rim, boxes[:, 2:] + rim], dim=1)
+
+
 def _draw(classes: Tensor, number: int, share: float, generator: torch.Generator) -> Tensor:
     """Return up to ``number`` positions of proposals: at most ``share`` of them positive, the rest background."""
     order = torch.randperm(len(classes), generator=generator).to(classes.device)
@@ -94,13 +116,14 @@ class RoiHeads(nn.Module):
         self.agnostic = model.mask_head == "class_agnostic"
         self.softmax = model.mask_loss == "softmax"
         self.mask_size = model.mask_size
+        self.mask_margin = model.mask_margin
         doublings = (model.mask_size // model.mask_roi_size).bit_length() - 1
         # torchvision counts the background as a mask of its own; it is never trained, and kept for its keys.
         self.mask_predictor = _mask_predictor(
             model.mask_head_channels, 1 if self.agnostic else self.classes + 1, doublings
         )
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-        self.matcher = Matcher(training.box_positive_iou, training.box_positive_iou, allow_low_quality_matches=False)
+        self.matcher = Matcher(training.box_positive_iou, training.box_negative_iou, allow_low_quality_matches=False)
         self.samples = training.box_samples
         self.positive_share = training.box_positive_fraction
         self.jittered_boxes = training.jittered_boxes
@@ -134,17 +157,20 @@ class RoiHeads(nn.Module):
         generator = torch.Generator().manual_seed(target.seed)
         boxes = torch.cat([proposals, target.boxes, _jittered(target.boxes, self.jittered_boxes, generator)])
         if len(target.boxes):
-            best = self.matcher(box_iou(target.boxes, boxes))
+            iou = box_iou(target.boxes, boxes)
+            best, close = self.matcher(iou), iou.amax(dim=0) >= MASK_IOU
             objects = best.clamp(min=0)
             classes = torch.where(best >= 0, target.classes[objects], 0)
+            classes[best == Matcher.BETWEEN_THRESHOLDS] = _NEITHER
         else:
             objects = classes = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+            close = classes > 0
         drawn = _draw(classes, self.samples, self.positive_share, generator)
-        return _Samples(boxes[drawn], classes[drawn], objects[drawn])
+        return _Samples(boxes[drawn], classes[drawn], objects[drawn], close[drawn])
 
     def _mask_loss(self, features: list[Tensor], samples: list[_Samples], targets: list[Target]) -> Tensor:
-        positive = [torch.nonzero(s.classes > 0)[:, 0] for s in samples]
-        boxes = [s.boxes[p] for s, p in zip(samples, positive, strict=True)]
+        positive = [torch.nonzero((s.classes > 0) & s.close)[:, 0] for s in samples]
+        boxes = [with_margin(s.boxes[p], self.mask_margin) for s, p in zip(samples, positive, strict=True)]
         if not sum(len(b) for b in boxes):
             return features[0].new_zeros(())
         classes = torch.cat([s.classes[p] for s, p in zip(samples, positive, strict=True)])
@@ -179,7 +205,8 @@ class RoiHeads(nn.Module):
         counts = [len(p) for p in proposals]
         kept = []
         for score, delta, boxes in zip(scores.split(counts), deltas.split(counts), proposals, strict=True):
-            kept.append(self._select(score, delta, boxes, size))
+            found, *rest = self._select(score, delta, boxes, size)
+            kept.append((with_margin(found, self.mask_margin), *rest))
         if not sum(len(boxes) for boxes, _, _ in kept):
             empty = features[0].new_zeros((0, self.mask_size, self.mask_size), dtype=torch.float32)
             return [Result(*k, empty) for k in kept]

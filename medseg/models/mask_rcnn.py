@@ -14,6 +14,7 @@ from medseg.errors import ModelError
 from medseg.models.backbones import build_backbone
 from medseg.models.heads import Result, RoiHeads, Target
 from medseg.models.proposals import build_proposals
+from medseg.models.semantic import SemanticHead
 from medseg.values.plan import Plan
 
 
@@ -27,9 +28,15 @@ class MaskRCNN(nn.Module):
         self.rpn = build_proposals(plan)
         self.rpn_box_weight = plan.training.rpn_box_weight
         self.roi_heads = RoiHeads(plan)
+        self.semantic_weight = plan.training.semantic_weight
+        self.semantic = (
+            SemanticHead(plan.model.fpn_channels, len(plan.labels), plan.model.finest_stride)
+            if plan.model.semantic_head
+            else None
+        )
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Return the five losses of a batch, to be added up.
+        """Return the losses of a batch, to be added up.
 
         Args:
             images: [B, C, H, W] float32, already windowed.
@@ -43,15 +50,21 @@ class MaskRCNN(nn.Module):
             if len(target.boxes) and not (target.boxes[:, 2:] > target.boxes[:, :2]).all():
                 raise ModelError(f"image {position} of the batch has a box without area: {target.boxes.tolist()}")
         features = self.backbone(images)
+        if self.semantic is not None:
+            logits, features = self.semantic(features)
         size = (images.shape[-2], images.shape[-1])
         plain = [{"boxes": t.boxes} for t in targets]
         proposals, rpn = self.rpn(ImageList(images, [size] * len(images)), features, plain)
         second = self.roi_heads.losses(list(features.values()), [p.detach() for p in proposals], targets)
-        return {
+        losses = {
             "objectness": rpn["loss_objectness"],
             "rpn_box": rpn["loss_rpn_box_reg"] * self.rpn_box_weight,
             **second,
         }
+        if self.semantic is not None:
+            dense = self.semantic.loss(logits, torch.stack([t.covered for t in targets]))
+            losses["semantic"] = dense * self.semantic_weight
+        return losses
 
     def forward(self, images: Tensor) -> list[Result]:
         """Return what is found in each image.
@@ -61,6 +74,8 @@ class MaskRCNN(nn.Module):
         """
         self._check(images)
         features = self.backbone(images)
+        if self.semantic is not None:
+            _, features = self.semantic(features)
         size = (images.shape[-2], images.shape[-1])
         proposals, _ = self.rpn(ImageList(images, [size] * len(images)), features)
         return self.roi_heads.results(list(features.values()), proposals, size)

@@ -9,6 +9,8 @@ from scipy import ndimage
 from medseg.phantom.anatomy import Torso
 from medseg.phantom.shapes import Array, Frame, Window, occupancy, rotation
 
+#: How many a patient gets, if there is room.
+LESIONS = (6, 12)
 DIAMETER_MM = (6.0, 30.0)
 CONTRAST_HU = (15.0, 60.0)
 CNR = (1.0, 4.0)
@@ -169,7 +171,7 @@ def _place_partner(
 
 def _layout(rng: np.random.Generator, site: _Site) -> tuple[list[tuple[str, _Blob]], list[tuple[int, int]]]:
     """Draw how many lesions there are, how large, where, and which of them touch."""
-    count = int(rng.integers(4, 10))
+    count = int(rng.integers(LESIONS[0], LESIONS[1] + 1))
     low, high = DIAMETER_MM
     # One diameter from each of `count` equal intervals: uniform, and every case has small and large ones.
     steps = (np.arange(count) + rng.uniform(0.05, 0.95, count)) / count
@@ -222,7 +224,7 @@ def add_lesions(
         noise_sd: SD of the noise that will be added, HU.
 
     Returns:
-        HU with the lesions, and their truth: 4 to 9 lesions, at least two that touch, unless so little of
+        HU with the lesions, and their truth: 6 to 12 lesions, at least two that touch, unless so little of
         the organs lies in the field of view that there is no room.
     """
     site = _Site(frame, torso, labels)
@@ -230,10 +232,10 @@ def add_lesions(
     for _ in range(_ATTEMPTS):
         hu = torso.hu.copy()
         lesions = _draw(rng, site, torso, hu, noise_sd)
-        rank = any(lesion.touches for lesion in lesions), min(len(lesions), 4)
+        rank = any(lesion.touches for lesion in lesions), min(len(lesions), LESIONS[0])
         if best is None or rank > best[0]:
             best = rank, hu, lesions
-        if rank == (True, 4):
+        if rank == (True, LESIONS[0]):
             break
     assert best is not None
     return best[1], best[2]

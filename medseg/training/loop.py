@@ -27,7 +27,7 @@ from medseg.training.step import Stepper
 from medseg.values.plan import Plan, TrainingPlan
 
 METRICS_FILE = "metrics.csv"
-LOSSES = ("objectness", "rpn_box", "class", "box", "mask")
+LOSSES = ("objectness", "rpn_box", "class", "box", "mask", "semantic")
 #: The weights are saved this often, in steps, and at the end.
 SAVE_EVERY = 500
 
@@ -86,7 +86,7 @@ def train(
             for batch in track(loader, "training", settings.steps):
                 losses = stepper.step(batch)
                 loss = sum(losses.values())
-                write([step + 1, optimizer.param_groups[0]["lr"], loss, *(losses[name] for name in LOSSES)])
+                write([step + 1, optimizer.param_groups[0]["lr"], loss, *(losses.get(name, 0.0) for name in LOSSES)])
                 average.update(model)
                 schedule.step()
                 step += 1

@@ -15,7 +15,7 @@ from medseg.values.plan import TrainingPlan
 
 
 class _Gradients(NamedTuple):
-    """Losses of one group of samples and their gradients; None for a parameter that had no part."""
+    """Losses of one group of samples and their gradients, times the samples; None for a parameter without a part."""
 
     losses: dict[str, float]
     gradients: tuple[Tensor | None, ...]
@@ -24,7 +24,7 @@ class _Gradients(NamedTuple):
 class Stepper:
     """Computes the gradients of a batch and makes one step.
 
-    On a GPU the batch is one group. On a CPU every sample is a group of its own, on a thread of its own:
+    On a GPU the samples of one size are one group. On a CPU every sample is a group of its own, on a thread of its own:
     convolutions of small slices gain nothing from several threads each, and a step is nearly twice as fast
     on two cores. The groups' gradients are averaged in the order of the samples, so the sum is always the same.
     """
@@ -52,15 +52,15 @@ class Stepper:
         Raises:
             ModelError: losses or gradients are not finite; the weights stay as they are.
         """
-        groups = [[sample] for sample in batch] if self.device.type == "cpu" else [batch]
+        groups = [[sample] for sample in batch] if self.device.type == "cpu" else _of_one_size(batch)
         parts = list(self.pool.map(self._gradients, groups))
         for parameter, *gradients in zip(self.parameters, *(part.gradients for part in parts), strict=True):
             known = [g for g in gradients if g is not None]
             total = known[0] if known else torch.zeros_like(parameter)
             for gradient in known[1:]:
                 total.add_(gradient)
-            parameter.grad = total.div_(len(parts))
-        losses = {name: sum(part.losses[name] for part in parts) / len(parts) for name in parts[0].losses}
+            parameter.grad = total.div_(len(batch))
+        losses = {name: sum(part.losses[name] for part in parts) / len(batch) for name in parts[0].losses}
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
         if not math.isfinite(norm + sum(losses.values())):
             rounded = {name: round(value, 3) for name, value in losses.items()}
@@ -74,14 +74,23 @@ class Stepper:
     def _gradients(self, samples: list[Sample]) -> _Gradients:
         images = torch.stack([s.image for s in samples]).to(self.device, non_blocking=True)
         targets = [
-            Target(s.boxes.to(self.device), s.classes.to(self.device), s.masks.to(self.device), s.seed) for s in samples
+            Target(*(value.to(self.device) for value in (s.boxes, s.classes, s.masks, s.covered)), s.seed)
+            for s in samples
         ]
         # Threads share the cache of casts and empty it for each other, which would change the order of sums.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
             losses = self.model.losses(images, targets)
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack(list(losses.values())).sum() * len(samples)
         gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
-        return _Gradients({name: float(value.detach()) for name, value in losses.items()}, gradients)
+        return _Gradients({name: float(value.detach()) * len(samples) for name, value in losses.items()}, gradients)
+
+
+def _of_one_size(batch: list[Sample]) -> list[list[Sample]]:
+    """Split a batch into groups of images that can be stacked."""
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in batch:
+        groups.setdefault(tuple(sample.image.shape), []).append(sample)
+    return list(groups.values())
 
 
 def uses_bfloat16(settings: TrainingPlan, device: torch.device) -> bool:

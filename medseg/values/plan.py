@@ -67,10 +67,17 @@ class ModelPlan(_Section):
 
     backbone: Backbone = "resnet50"
     norm: Literal["group", "frozen_batch"] = "group"
+    #: ``conv7``: one convolution of 7 x 7 with stride 2, as published; ``deep``: three of 3 x 3, the first two in full
+    #: resolution, for objects of a few pixels.
+    stem: Literal["conv7", "deep"] = "conv7"
     fpn_channels: int = Field(256, ge=8)
+    #: GroupNorm in the pyramid (Wu and He 2018), which helps where nothing is pretrained.
+    fpn_norm: bool = False
     #: Stride in pixels of the pyramid's finest level: 4 as published, 2 adds a level from the stem for objects of
     #: a few pixels, at a third of the cost of sampling the image up by two.
     finest_stride: Literal[2, 4] = 4
+    #: Classify the pixels of the finest level beside the objects and tell the other heads (`models.semantic`).
+    semantic_head: bool = False
     #: Stride of the coarsest ResNet stage: 32 as published; 16 leaves out the last stage, which for slices of some
     #: 200 pixels is two thirds of the weights and a third of the time for a dozen cells.
     coarsest_stride: Literal[16, 32] = 32
@@ -93,7 +100,7 @@ class ModelPlan(_Section):
     mask_head_channels: int = Field(256, ge=8)
     #: Masks reach beyond the detected box by this share of its size on every side, so that a box a little too small
     #: does not cut the object straight.
-    mask_margin: float = Field(0.1, ge=0, le=0.5)
+    mask_margin: float = Field(0.0, ge=0, le=0.5)
     mask_head: Literal["class_specific", "class_agnostic"] = "class_specific"
     mask_loss: Literal["sigmoid", "softmax"] = "sigmoid"
     #: Non-maximum suppression and number of proposals.
@@ -136,12 +143,12 @@ class TrainingPlan(_Section):
         256,
         256,
     )
-    #: This share of the samples is a smaller crop around an object, of this size in pixels: more objects are seen in
-    #: the same time where most of a slice is empty of them.
+    #: This share of the samples is a crop of this size in pixels around a small object (a third of it at most): more
+    #: of them are seen in the same time where they cover little of a slice.
     focus_fraction: float = Field(0.0, ge=0, le=1)
     focus_size: tuple[Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]] = (
-        96,
-        96,
+        64,
+        64,
     )
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -152,9 +159,12 @@ class TrainingPlan(_Section):
     rpn_positive_iou: float = Field(0.5, gt=0, le=1)
     rpn_negative_iou: float = Field(0.3, gt=0, le=1)
     box_positive_iou: float = Field(0.5, gt=0, le=1)
+    #: Proposals between the two are not learnt from: around a small object they would outnumber the good ones and
+    #: teach that what is there is background.
+    box_negative_iou: float = Field(0.5, gt=0, le=1)
     #: Factor of the proposals' box loss.
     rpn_box_weight: float = Field(1.0, gt=0)
-    #: Factor of the auxiliary per-pixel loss on the finest pyramid level; 0: none.
+    #: Factor of the per-pixel loss of the semantic head.
     semantic_weight: float = Field(0.5, ge=0)
     #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
     #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
