@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from dicom_fixtures import FRAME, SERIES, write_series
 from highdicom import VolumeGeometry
 
 from medseg.errors import GeometryError, InputError
 from medseg.io.dicom_context import DicomContext, ImageReference, derive_uid, read_dicom_context, tracking_ids
 from medseg.labels import LabelTable
 from medseg.values.instances import InstanceSet
-from dicom_fixtures import FRAME, SERIES, write_series
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 

@@ -45,6 +45,11 @@ def slices(plan: Plan, size: tuple[int, int] = (64, 80)) -> tuple[Tensor, list[T
     return torch.from_numpy(np.stack(images)).float(), targets
 
 
+def no_objects(size: tuple[int, int]) -> Target:
+    """Return the target of a slice that holds nothing."""
+    return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, *size), torch.zeros(2, *size))
+
+
 # -- anchors --------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +348,7 @@ def test_mask_and_class_are_independent_unless_they_compete() -> None:
 def test_slices_without_objects_train(semantic: bool) -> None:
     plan = tiny_plan({"model.semantic_head": semantic})
     model = build_mask_rcnn(plan).train()
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 80), torch.zeros(2, 64, 80))
+    nothing = no_objects((64, 80))
     images, targets = slices(plan)
     for batch in ([nothing, nothing], [nothing, targets[1]]):
         model.zero_grad()
@@ -402,9 +407,7 @@ def test_masks_reach_beyond_their_box_by_the_margin() -> None:
 
 def test_proposals_that_are_neither_object_nor_background_are_not_learnt_from() -> None:
     """Boxes of IoU 1, 0.5, 0.25 and 0 with the one object, thresholds 0.4 and 0.2."""
-    plan = tiny_plan(
-        {"training.box_positive_iou": 0.4, "training.box_negative_iou": 0.2, "training.jittered_boxes": 0}
-    )
+    plan = tiny_plan({"training.box_positive_iou": 0.4, "training.box_negative_iou": 0.2, "training.jittered_boxes": 0})
     heads = build_mask_rcnn(plan).roi_heads
     target = Target(
         torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.tensor([2]), torch.ones(1, 64, 64), torch.zeros(2, 64, 64)
@@ -439,7 +442,7 @@ def test_no_proposals_are_no_objects_and_no_loss() -> None:
     features = pyramid((64, 64), 4, channels=32)
     (result,) = heads.results(features, [torch.zeros(0, 4)], (64, 64))
     assert [len(field) for field in result] == [0, 0, 0, 0]
-    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 64), torch.zeros(2, 64, 64))
+    nothing = no_objects((64, 64))
     assert [float(v.detach()) for v in heads.losses(features, [torch.zeros(0, 4)], [nothing]).values()] == [0, 0, 0]
 
 

@@ -48,7 +48,6 @@ def _median(values: list[float]) -> float:
 
 def _pixel_mm(facts: Fingerprint, reasons: dict[str, str]) -> float:
     native = _median([min(case.spacing_mm[1:]) for case in facts.cases])
-    reasons["model.stem"] = f"the finest stride is {finest}"
     side = max(max(case.body_mm) for case in facts.cases)
     pixel, reason = native, f"the median pixel of the cohort, {native:.3g} mm"
     if side / pixel > LARGEST_SIDE:

@@ -205,8 +205,8 @@ class RoiHeads(nn.Module):
         counts = [len(p) for p in proposals]
         kept = []
         for score, delta, boxes in zip(scores.split(counts), deltas.split(counts), proposals, strict=True):
-            found, *rest = self._select(score, delta, boxes, size)
-            kept.append((with_margin(found, self.mask_margin), *rest))
+            found, scored, numbers = self._select(score, delta, boxes, size)
+            kept.append((with_margin(found, self.mask_margin), scored, numbers))
         if not sum(len(boxes) for boxes, _, _ in kept):
             empty = features[0].new_zeros((0, self.mask_size, self.mask_size), dtype=torch.float32)
             return [Result(*k, empty) for k in kept]

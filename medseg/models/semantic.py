@@ -5,7 +5,6 @@ which the masks contain anyway, give it dense ones. Jaeger et al. 2020, "Retina 
 and the semantic branch of Chen et al. 2019, "Hybrid task cascade" (arXiv 1901.07518).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ class SemanticHead(nn.Module):
         self.logits = nn.Conv2d(channels, classes, 1)
         self.embedding = nn.Conv2d(classes, channels, 1)
         nn.init.normal_(self.logits.weight, std=0.01)
+        assert self.logits.bias is not None
         nn.init.constant_(self.logits.bias, -2.0)
 
     def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,7 +40,7 @@ class SemanticHead(nn.Module):
         logits = self.logits(finest).float()
         chance = logits.detach().sigmoid().to(finest.dtype)
         told = {
-            name: level + self.embedding(F.adaptive_avg_pool2d(chance, level.shape[-2:]))
+            name: level + self.embedding(F.adaptive_avg_pool2d(chance, (level.shape[-2], level.shape[-1])))
             for name, level in features.items()
         }
         return logits, told

@@ -74,7 +74,13 @@ class Stepper:
     def _gradients(self, samples: list[Sample]) -> _Gradients:
         images = torch.stack([s.image for s in samples]).to(self.device, non_blocking=True)
         targets = [
-            Target(*(value.to(self.device) for value in (s.boxes, s.classes, s.masks, s.covered)), s.seed)
+            Target(
+                boxes=s.boxes.to(self.device),
+                classes=s.classes.to(self.device),
+                masks=s.masks.to(self.device),
+                covered=s.covered.to(self.device),
+                seed=s.seed,
+            )
             for s in samples
         ]
         # Threads share the cache of casts and empty it for each other, which would change the order of sums.
