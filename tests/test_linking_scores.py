@@ -218,11 +218,11 @@ def test_weights_are_found_again():
 
 
 def test_the_fit_is_the_minimum_that_a_general_optimiser_finds():
-    pairs = random_pairs(np.random.default_rng(5), 300, LinkWeights(score=1.0), (0.45, 0.5))
+    pairs = random_pairs(np.random.default_rng(5), 300, LinkWeights(score=1.0), (0.3, 0.4))
     plan = LinkingPlan()
     fitted = fit_weights(pairs, plan)
     w0 = np.array([6.0, 5.0, -0.15, -4.0, 0.0])
-    prior = np.concatenate([[-neutral_features(0.45) @ w0, -neutral_features(0.5) @ w0], w0])
+    prior = np.concatenate([[-neutral_features(0.3) @ w0, -neutral_features(0.4) @ w0], w0])
     gap = pairs.missing > 0
     design = np.column_stack([~gap, gap, pairs.features]) / (1 + pairs.missing)[:, None]
     sign = np.where(pairs.same, -1, 1)

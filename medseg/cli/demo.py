@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "training.ema_decay": 0.99,
     "training.workers": 1,
     "inference.proposals": 200,
+    "inference.score_threshold": 0.3,
 }
 
 

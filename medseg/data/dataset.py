@@ -96,7 +96,7 @@ class SliceDataset(Dataset[Sample]):
 
     def _choose(self, rng: np.random.Generator) -> _Place:
         training = self.plan.training
-        focused = bool(self.small) and rng.random() < training.focus_fraction
+        focused = bool(self.small) and training.focus_fraction > 0 and rng.random() < training.focus_fraction
         shape = training.focus_size if focused else training.crop_size
         crop = np.array(shape)
         if focused or rng.random() < training.object_fraction:

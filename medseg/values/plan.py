@@ -224,9 +224,9 @@ class LinkingPlan(_Section):
     #: when k times the slice spacing is at most this (5 mm slices and 6 mm: one slice).
     gap_mm: float = Field(6.0, ge=0)
     #: IoU of the masks of two slices at which they are as likely the same object as not.
-    link_iou: float = Field(0.45, gt=0, lt=1)
+    link_iou: float = Field(0.3, gt=0, lt=1)
     #: The same for masks with an empty slice between them.
-    gap_iou: float = Field(0.5, gt=0, lt=1)
+    gap_iou: float = Field(0.4, gt=0, lt=1)
     weights: LinkWeights = LinkWeights()
     #: Detections of one slice and class are one where their masks have this IoU ...
     duplicate_iou: float = Field(0.5, gt=0, le=1)
