@@ -14,7 +14,7 @@ from typing import Any
 
 from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.io.atomic import check_folder, write_csv, write_json
-from medseg.io.case_files import label_files
+from medseg.io.case_files import image_files, label_files
 from medseg.io.cohort_table import TABLE_NAME, read_cohort_labels, read_label_file
 from medseg.io.instance_pairs import read_pair
 from medseg.labels import LabelTable
@@ -120,6 +120,7 @@ def evaluate_files(
     *,
     settings: Settings | None = None,
     labels: Path | str | None = None,
+    image: Path | str | None = None,
     workers: int = 1,
     track: Track = silent,
 ) -> Evaluation:
@@ -127,10 +128,12 @@ def evaluate_files(
 
     Args:
         reference, prediction: a label file, a folder of them, or a cohort (`medseg.io.case_files`).
-        out: folder for the results, made where missing.
+        out: folder for the results, made where missing; not that of the reference or the prediction.
         settings: how to judge; None is `Settings()`.
         labels: JSON label table of the reference; without it the labels.json beside the reference, else
             what the label files bring themselves. The prediction's is the labels.json beside it, else its own.
+        image: the image of the only case, read where neither of its files has a grid (`medseg.io.instance_pairs`);
+            in a cohort each case has the image of the table.
         workers: processes that evaluate cases, 1 or more; the results do not depend on it. A script that asks for
             more than one guards its own start with ``if __name__ == "__main__"``.
         track: reports progress over cases.
@@ -139,8 +142,9 @@ def evaluate_files(
         The results; a case that is missing or cannot be read is in ``failures`` and the rest is evaluated.
 
     Raises:
-        ConfigError: workers below 1.
-        InputError: no reference, no prediction, no case in common, or not one case could be evaluated.
+        ConfigError: workers below 1, or an image and several cases.
+        InputError: no reference, no prediction, no case in common, not one case could be evaluated, or results that
+            would lie among the files they are about.
 
     Example:
         >>> found = evaluate_files("cohort", "results", "scores")  # doctest: +SKIP
@@ -150,6 +154,7 @@ def evaluate_files(
     reference, prediction, out = Path(reference).absolute(), Path(prediction).absolute(), Path(out).absolute()
     if workers < 1:
         raise ConfigError(f"workers {workers}: expected 1 or more")
+    _check_apart(out, reference, prediction)
     table = read_label_file(labels) if labels is not None else read_cohort_labels(reference)
     predicted_table = read_cohort_labels(prediction)
     references = label_files(reference)
@@ -163,9 +168,10 @@ def evaluate_files(
             f"the predictions are {_some(predictions)}"
         )
     check_folder(out)
+    images = _images(reference, references, image)
     jobs = [
         _Job(
-            name=name, reference=file, prediction=predictions[name],
+            name=name, reference=file, prediction=predictions[name], image=images.get(name),
             reference_labels=table, prediction_labels=predicted_table, settings=settings,
         )
         for name, file in references.items()
@@ -214,6 +220,7 @@ def compare_files(
     *,
     settings: Settings | None = None,
     labels: Path | str | None = None,
+    image: Path | str | None = None,
     workers: int = 1,
     track: Track = silent,
 ) -> Comparison:
@@ -223,7 +230,7 @@ def compare_files(
     comparison.json beside them.
 
     Args:
-        reference, out, settings, labels, workers, track: see `evaluate_files`.
+        reference, out, settings, labels, image, workers, track: see `evaluate_files`.
         predictions: the two.
 
     Raises:
@@ -231,10 +238,13 @@ def compare_files(
     """
     settings = settings or Settings()
     out = Path(out).absolute()
+    for prediction in predictions:  # both, before the first takes its time
+        _check_apart(out, Path(reference), Path(prediction))
+        label_files(Path(prediction))
     first, second = (
         evaluate_files(
             reference, prediction, out / f"prediction_{number}",
-            settings=settings, labels=labels, workers=workers, track=track,
+            settings=settings, labels=labels, image=image, workers=workers, track=track,
         )
         for number, prediction in enumerate(predictions, start=1)
     )  # fmt: skip
@@ -252,6 +262,7 @@ class _Job:
     name: str
     reference: Path
     prediction: Path
+    image: Path | None
     reference_labels: LabelTable | None
     prediction_labels: LabelTable | None
     settings: Settings
@@ -284,9 +295,8 @@ def _evaluate(job: _Job) -> _Done | str:
     settings = job.settings
     remarks: list[str] = []
     try:
-        expected, found = read_pair(
-            job.reference, job.prediction, labels=(job.reference_labels, job.prediction_labels), note=remarks.append
-        )
+        labels = job.reference_labels, job.prediction_labels
+        expected, found = read_pair(job.reference, job.prediction, labels=labels, image=job.image, note=remarks.append)
         _check_common_class(expected.labels, found.labels)
         result = evaluate_case(
             expected,
@@ -300,6 +310,25 @@ def _evaluate(job: _Job) -> _Done | str:
     except MedsegError as error:
         return " ".join(str(error).split())
     return _Done(result=result, ids=_label_ids(expected, found), remarks=tuple(remarks))
+
+
+def _images(reference: Path, cases: Mapping[str, Path], image: Path | str | None) -> Mapping[str, Path]:
+    """Return the image of each case that has one."""
+    if image is None:
+        return image_files(reference)
+    if len(cases) > 1:
+        raise ConfigError(
+            f"{image} is one image, but {reference} has {len(cases)} cases; list their images in a {TABLE_NAME}"
+        )
+    return dict.fromkeys(cases, Path(image).absolute())
+
+
+def _check_apart(out: Path, *inputs: Path) -> None:
+    """Refuse results that would lie among the files they are about."""
+    for given in inputs:
+        folder = given.parent if given.name == TABLE_NAME else given
+        if folder.is_dir() and folder.resolve() == out.resolve():
+            raise InputError(f"{out}: holds files to be evaluated, results would mix with them; name another folder")
 
 
 def _check_common_class(reference: LabelTable, prediction: LabelTable) -> None:

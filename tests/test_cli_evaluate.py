@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from medseg.cli import evaluate
 from medseg.errors import ConfigError, InputError
-from medseg.evaluation import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS, Settings, evaluate_files
+from medseg.evaluation import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS, Settings, compare_files, evaluate_files
 from medseg.io import write_instances
 from medseg.io.atomic import write_json
 from medseg.io.case_files import label_files
@@ -210,6 +210,25 @@ def test_missing_and_empty_folders(cohort: tuple[Path, Path], tmp_path: Path, si
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_results_have_a_folder_of_their_own(cohort: tuple[Path, Path], side: int) -> None:
+    reference, prediction = cohort
+    for given in (reference, reference / "cohort.csv"):
+        with pytest.raises(InputError, match="name another folder"):
+            evaluate_files(given, prediction, cohort[side])
+    with pytest.raises(InputError, match="name another folder"):
+        compare_files(reference, (prediction, prediction), cohort[side])
+    assert not (cohort[side] / "summary.json").exists() and not (cohort[side] / "prediction_1").exists()
+    assert evaluate_files(reference, prediction, prediction / "scores").cases
+    assert evaluate_files(reference, prediction, prediction / "scores").extra == ()  # and is no case
+
+
+def test_a_second_prediction_that_is_not_there_is_told_first(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        compare_files(cohort[0], (cohort[1], tmp_path / "nowhere"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_case_in_common(cohort: tuple[Path, Path], tmp_path: Path, grid: VolumeGeometry) -> None:
     for name in ("x", "y"):
         write_instances(tmp_path / f"p/{name}.seg.nrrd", runs(grid))
@@ -236,6 +255,7 @@ def test_two_predictions_are_compared(cohort: tuple[Path, Path], tmp_path: Path,
         "-r", cohort[0], "-p", cohort[1], "-p", tmp_path / "better", "-o", tmp_path / "out", "--resamples", 50
     )
     assert code == 0 and "second minus first, 3 cases" in output
+    assert output.index("first prediction:") < output.index("second prediction:") < output.index("second minus first")
     comparison = json.loads((tmp_path / "out/comparison.json").read_text())
     dice = comparison["classes"]["lesion"]["voxels"]["dice"]
     # Dice 1, 10/12, 8/12 against 1, 0, 1.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from highdicom import VolumeGeometry
 
-from medseg.errors import GeometryError, InputError
+from medseg.errors import ConfigError, GeometryError, InputError
 from medseg.evaluation import evaluate_files
 from medseg.io import write_ct_series, write_instances
 from medseg.io.dicom_context import DicomContext, read_dicom_context
@@ -22,11 +22,16 @@ FORMATS = {"seg.nrrd": "seg.nrrd", "nii.gz": "nifti", "seg.dcm": "seg", "rtstruc
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory, oblique_geometry: VolumeGeometry) -> DicomContext:
+def dicom(tmp_path_factory: pytest.TempPathFactory, oblique_geometry: VolumeGeometry) -> Path:
     folder = tmp_path_factory.mktemp("series") / "dicom"
     array = np.arange(5 * 7 * 11, dtype=np.int16).reshape(SHAPE)
     write_ct_series(folder, make_volume(array, oblique_geometry.affine, "image"), seed=1, description="test")
-    return read_dicom_context(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def series(dicom: Path) -> DicomContext:
+    return read_dicom_context(dicom)
 
 
 def lesions(series: DicomContext, first: int, end: int) -> InstanceSet:
@@ -45,15 +50,18 @@ def write(folder: Path, name: str, objects: InstanceSet, series: DicomContext) -
 
 @pytest.mark.parametrize("reference", ["a.nii.gz", "a.seg.nrrd", "a.seg.dcm", "a.rtstruct.dcm"])
 @pytest.mark.parametrize("prediction", ["b.seg.nrrd", "b.seg.dcm", "b.rtstruct.dcm"])
-def test_every_pair_gives_the_same(series: DicomContext, tmp_path: Path, reference: str, prediction: str) -> None:
+def test_every_pair_gives_the_same(
+    dicom: Path, series: DicomContext, tmp_path: Path, reference: str, prediction: str
+) -> None:
     """Both segmentations leave out slices, and different ones: 0 to 2 against 1 to 3."""
     first = write(tmp_path, reference, lesions(series, 0, 2), series)
     second = write(tmp_path, prediction, lesions(series, 1, 4), series)
     if first.suffix == second.suffix == ".dcm" and "rtstruct" in first.name + second.name:
-        with pytest.raises(InputError, match="neither holds the grid of its image; .*medseg export"):
+        with pytest.raises(InputError, match="neither holds the grid of its image; .*--image"):
             read_pair(first, second)
-        return
-    a, b = read_pair(first, second)
+        a, b = read_pair(first, second, image=dicom)
+    else:
+        a, b = read_pair(first, second)
     result = evaluate_case(a, b, surface=None)
     assert result.of("lesion").voxels.dice == pytest.approx(2 * 1 / (2 + 3))
     assert result.of("liver").voxels.dice == 1
@@ -89,3 +97,23 @@ def test_a_folder_of_dicom_segmentations(series: DicomContext, tmp_path: Path) -
     result = evaluate_files(tmp_path / "reference", tmp_path / "prediction", tmp_path / "scores")
     assert list(result.cases) == ["x", "y"] and not result.failures
     assert result.summary["classes"]["lesion"]["voxels"]["dice"]["mean"] == pytest.approx(0.4)
+
+
+def test_structure_sets_on_the_images_of_a_cohort(dicom: Path, series: DicomContext, tmp_path: Path) -> None:
+    for case in ("x", "y"):
+        write(tmp_path / "reference" / case, "label.rtstruct.dcm", lesions(series, 0, 2), series)
+        found = write(tmp_path / "prediction" / case, "found.rtstruct.dcm", lesions(series, 1, 4), series)
+        found.rename(found.with_name(f"{case}_rtstruct.dcm"))
+    reference, prediction = tmp_path / "reference", tmp_path / "prediction"
+    rows = "".join(f"{dicom},{case}/label.rtstruct.dcm,{case}\n" for case in ("x", "y"))
+    (reference / "cohort.csv").write_text(f"image,label,patient\n{rows}")
+    result = evaluate_files(reference, prediction, tmp_path / "scores")
+    assert list(result.cases) == ["x", "y"] and not result.failures
+    assert result.summary["classes"]["lesion"]["voxels"]["dice"]["mean"] == pytest.approx(0.4)
+    with pytest.raises(ConfigError, match="one image, but .* has 2 cases"):
+        evaluate_files(reference, prediction, tmp_path / "scores", image=dicom)
+    single = reference / "x/label.rtstruct.dcm", prediction / "x/x_rtstruct.dcm", tmp_path / "single"
+    with pytest.raises(InputError, match="--image"):
+        evaluate_files(*single)
+    result = evaluate_files(*single, image=dicom)
+    assert result.cases["label.rtstruct"].of("lesion").voxels.dice == pytest.approx(0.4)

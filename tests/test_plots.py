@@ -73,6 +73,8 @@ def test_classes_show_every_case(cases: dict[str, CaseResult]) -> None:
     assert sorted(dots[0].get_ydata()) == pytest.approx([36 / 38, 1])
     # Of the lesions HD95 is undefined where none was found.
     assert [t.get_text() for t in axes[3].get_xticklabels()] == ["liver (2)", "lesion (1)"]
+    # A value of 0 stands clear of the axis, and classes keep their places where nothing is defined.
+    assert all(a.get_ylim()[0] < 0 and a.get_xlim() == (-0.5, 1.5) for a in axes)
 
 
 def test_sizes_count(cases: dict[str, CaseResult]) -> None:

@@ -50,6 +50,10 @@ def run(
         Path | None,
         typer.Option("--labels", help="JSON label table of the reference, where none lies beside it."),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Image of the one case, where neither file has its grid (RTSTRUCT)."),
+    ] = None,
     iou: Annotated[float, typer.Option("--iou", help="IoU at which two objects of a class match (0..1).")] = 0.3,
     dice: Annotated[float | None, typer.Option("--dice", help="Match at this Dice instead of an IoU (0..1).")] = None,
     metrics: Annotated[
@@ -94,20 +98,23 @@ def run(
     if len(prediction) == 1:
         results = [
             evaluate_files(
-                reference, prediction[0], out, settings=settings, labels=labels, workers=workers, track=console.track
+                reference, prediction[0], out,
+                settings=settings, labels=labels, image=image, workers=workers, track=console.track,
             )
-        ]
+        ]  # fmt: skip
         files = [*results[0].files, *save_plots(results[0], out.absolute())]
     else:
         both = compare_files(
             reference, (prediction[0], prediction[1]), out,
-            settings=settings, labels=labels, workers=workers, track=console.track,
+            settings=settings, labels=labels, image=image, workers=workers, track=console.track,
         )  # fmt: skip
         results = list(both.evaluations)
         files = [*both.files, *save_comparison_plot(both, out.absolute())]
         for number, result in enumerate(results, start=1):
             files += save_plots(result, out.absolute() / f"prediction_{number}")
-    for result in results:
+    for path, result in zip(prediction, results, strict=True):
+        if len(results) == 2:
+            console.out.print(f"{'second' if result is results[1] else 'first'} prediction: {path}", markup=False)
         _report(result)
     if len(results) == 2:
         console.out.print(comparison_table(both.summary))

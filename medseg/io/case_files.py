@@ -57,6 +57,17 @@ def label_files(path: Path) -> dict[str, Path]:
     return {name: file for name, (_, file) in found.items()}
 
 
+def image_files(path: Path) -> dict[str, Path]:
+    """Return the image of each case of a cohort by case name, there or not; empty for the other layouts.
+
+    Raises:
+        InputError: a broken cohort table.
+    """
+    if path.name == TABLE_NAME or (path / TABLE_NAME).exists():
+        return {row.name: row.image for row in read_cohort_table(path, images=False)}
+    return {}
+
+
 def _rank(file: Path) -> int | None:
     """Return how much a file is preferred as its case's label file (0 most), None where it is no label file."""
     name = file.name.lower()

@@ -3,8 +3,8 @@
 A file with a grid of its own (label maps, .seg.nrrd) keeps it, and two such files may lie on different grids:
 that is for whoever compares them to refuse. A DICOM segmentation holds only the slices in which something is,
 an RTSTRUCT no grid at all; they are read onto the grid of the other file. Two DICOM segmentations go onto the
-smallest grid that holds both. What is drawn in an RTSTRUCT may lie outside a segmentation's slices: such a pair has
-no grid, and is refused.
+smallest grid that holds both, an RTSTRUCT and another DICOM file onto that of their image, which has to be named: what
+is drawn in an RTSTRUCT may lie outside a segmentation's slices.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from highdicom import VolumeGeometry
 
 from medseg.errors import GeometryError, InputError
 from medseg.io.dicom_context import dicom_kind
+from medseg.io.export import read_image_context
 from medseg.io.instances import DICOM_SUFFIX, read_instances
 from medseg.labels import LabelTable
 from medseg.progress import Note, unheard
@@ -27,6 +28,7 @@ def read_pair(
     second: Path,
     *,
     labels: tuple[LabelTable | None, LabelTable | None] = (None, None),
+    image: Path | None = None,
     note: Note = unheard,
 ) -> tuple[InstanceSet, InstanceSet]:
     """Read two files of objects.
@@ -34,20 +36,25 @@ def read_pair(
     Args:
         first, second: the files, any format that `read_instances` takes.
         labels: the label table wanted of each (see `read_instances`).
+        image: the image of both, a DICOM folder or a file; read only where neither file leads to a grid.
         note: takes the remarks of `read_instances`.
 
     Raises:
-        InputError: see `read_instances`; or an RTSTRUCT and no file with a grid.
+        InputError: see `read_instances`; or an RTSTRUCT, no file with a grid and no image.
         GeometryError: see `read_instances`; or two DICOM segmentations of different voxels.
     """
     files = (first, second)
     kinds = [_kind(file) for file in files]
     loose = [kind in ("SEG", "RTSTRUCT") for kind in kinds]
     if all(loose) and "RTSTRUCT" in kinds:
-        raise InputError(
-            f"{first} and {second}: neither holds the grid of its image; export the RTSTRUCT to NIfTI on its series "
-            "first (medseg export)"
-        )
+        if image is None:
+            raise InputError(
+                f"{first} and {second}: neither holds the grid of its image; name the image (--image, or a cohort.csv "
+                "for several cases)"
+            )
+        context = read_image_context(image)
+        a, b = (read_instances(f, labels=t, image=context, note=note) for f, t in zip(files, labels, strict=True))
+        return a, b
     leading, other = (1, 0) if loose[0] else (0, 1)
     found = {leading: read_instances(files[leading], labels=labels[leading], note=note)}
     if all(loose):
@@ -59,8 +66,8 @@ def read_pair(
                 f"({describe_grid(found[0].geometry)}); compare segmentations of one series"
             )
         return place(found[0], grid, str(first)), place(found[1], grid, str(second))
-    image = found[leading].geometry if loose[other] else None
-    found[other] = read_instances(files[other], labels=labels[other], image=image, note=note)
+    target = found[leading].geometry if loose[other] else None
+    found[other] = read_instances(files[other], labels=labels[other], image=target, note=note)
     return found[0], found[1]
 
 

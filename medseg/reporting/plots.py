@@ -147,11 +147,13 @@ def class_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figur
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
+        axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_title(_title(key))
         if key == "dice" or key.startswith("nsd"):
             axes.set_ylim(-0.02, 1.02)
         else:
-            axes.set_ylim(bottom=0)
+            top = axes.get_ylim()[1]
+            axes.set_ylim(-0.02 * top, top)  # a case of 0 shows whole
     figure.supxlabel(f"class (cases in which it is defined, of {len(cases)})", fontsize=9)
     return figure
 
