@@ -53,7 +53,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> 
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", str(name)):
             raise InputError(f"{path}: member {member.filename!r} leads out of the archive; this archive is not safe")
-    names = Counter(member.filename for member in members)
+    names = Counter(str(PurePosixPath(member.filename)) for member in members)  # a/./b is unpacked to a/b
     if twice := [name for name, count in names.items() if count > 1]:
         raise InputError(f"{path}: {len(twice)} names stand twice in the archive, such as {twice[0]!r}; pack it again")
     total = sum(member.file_size for member in members)

@@ -75,9 +75,10 @@ def source_name(path: Path | Sequence[Path]) -> str:
 
 
 def _tell_aside(scan: Scan, note: Note) -> None:
-    """Name the files that were set aside, one remark a reason."""
+    """Name the files set aside, one remark a reason; the broken ones are of other series (`check_readable`)."""
     aside = [(file.path, file.aside) for file in scan.files if file.aside]
-    for reason, paths in group_by_reason([*aside, *scan.others]).items():
+    broken = [(path, f"{reason}; beside another series") for path, reason in scan.broken]
+    for reason, paths in group_by_reason([*aside, *scan.others, *broken]).items():
         names = ", ".join(path.name for path in paths[:NAMED])
         more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
         note(f"set aside: {names}{more} ({reason})")
@@ -206,7 +207,7 @@ def _nothing_found(scan: Scan, source: str | Path) -> InputError:
 def check_readable(files: Sequence[DicomFile], scan: Scan) -> None:
     """Refuse a series with a damaged slice, or with a broken file beside its slices that may be one.
 
-    A broken file in a folder that holds other series only belongs to those.
+    A broken file in a folder that holds slices of other series only belongs to those.
 
     Raises:
         InputError: names the file and what is wrong with it.
@@ -215,7 +216,7 @@ def check_readable(files: Sequence[DicomFile], scan: Scan) -> None:
         if file.damage:
             raise InputError(f"{file.path}: {file.damage}; copy the file again, a series is read whole or not at all")
     ours = {file.path.parent for file in files}
-    elsewhere = {file.path.parent for file in scan.files} - ours
+    elsewhere = {file.path.parent for file in scan.files if not file.aside} - ours
     for path, reason in scan.broken:
         if path.parent not in elsewhere:
             raise InputError(f"{path}: {reason}; copy the file again or remove it if it is no slice of this series")

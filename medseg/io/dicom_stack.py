@@ -25,6 +25,8 @@ TOLERANCE_MM = 0.05
 SAME_PLACE_MM = 0.005
 #: Distances between slices that differ from the usual one by this factor are uneven, however small they are.
 FACTOR = 1.5
+#: No scanner rescales by more; 32 stored bits times this fit into 64.
+MAX_RESCALE = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,8 @@ def _check_slice(item: Slice) -> None:
         raise InputError(f"{item.name}: a lookup table replaces the rescale; the stored values cannot be brought to HU")
     if (item.slope is None) != (item.intercept is None):
         raise InputError(f"{item.name}: only one of RescaleSlope and RescaleIntercept is given, expected both or none")
-    if item.slope is not None and not (np.isfinite((item.slope, item.intercept or 0.0)).all() and item.slope != 0):
+    rescale = np.abs((item.slope or 0.0, item.intercept or 0.0))
+    if item.slope is not None and not (item.slope != 0 and (rescale <= MAX_RESCALE).all()):  # NaN fails too
         raise InputError(
             f"{item.name}: RescaleSlope {item.slope} and RescaleIntercept {item.intercept} are no usable numbers; "
             "the stored values cannot be brought to HU"

@@ -66,6 +66,7 @@ def _open(path: Path) -> tuple[Any, VolumeGeometry]:
     _check_place(header)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own prints would land on the user's screen
     reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO" if header.nrrd else "MetaImageIO")  # ITK goes by the suffix, in lower case
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()

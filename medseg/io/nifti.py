@@ -309,6 +309,10 @@ def _scaled(stored: NDArray, header: NiftiHeader) -> NDArray:
     slope, intercept = header.slope, header.intercept or 0.0
     if slope is None or (slope == 1.0 and intercept == 0.0):
         return stored
-    if stored.dtype.kind in "iu" and stored.dtype.itemsize < 8 and slope.is_integer() and intercept.is_integer():
-        return stored.astype(np.int64) * int(slope) + int(intercept)
-    return (stored * np.float64(slope) + intercept).astype(np.float32)
+    if stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+        products = [int(end) * int(slope) for end in (1, stored.min(), stored.max())]
+        steps = [int(stored.max()), int(intercept), *products, *(n + int(intercept) for n in products)]
+        if max(map(abs, steps)) < 1 << 63:
+            return stored.astype(np.int64) * int(slope) + int(intercept)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is refused
+        return (stored * np.float64(slope) + intercept).astype(np.float32)

@@ -398,7 +398,20 @@ def a_broken_file_of_another_series(folder: Path) -> Exact:
     write_ct(folder / "a")
     write_series(folder / "b", OBLIQUE, series=SERIES + ".7")
     (folder / "b" / "IM0000.dcm").write_bytes(b"")
-    return Exact(source=folder, array=HU, affine=OBLIQUE.affine, options={"series": SERIES})
+    notes = (r"set aside: IM0000\.dcm \(the file is empty.*another series",)
+    return Exact(source=folder, array=HU, affine=OBLIQUE.affine, options={"series": SERIES}, notes=notes)
+
+
+@case(DAMAGE)
+def a_broken_slice_beside_a_localizer(folder: Path) -> Refused:
+    """The last slice, cut within its header, lies in the folder above, with nothing but a localizer."""
+    write_ct(folder / "study")
+    last = (folder / "study" / slice_name(4)).rename(folder / "last.dcm")
+    last.write_bytes(last.read_bytes()[:300])
+    odd = ct_dataset(OBLIQUE, 0, np.zeros((3, 3), np.uint16))
+    odd.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    save(odd, folder / "topogram.dcm")
+    return Refused(source=folder, says=(r"last\.dcm", "remove it"))
 
 
 @case(PLACES)

@@ -93,6 +93,8 @@ def rescale_that_is_no_number(folder: Path) -> list[Exact | Refused]:
         "zero": lambda ds, i: setattr(ds, "RescaleSlope", 0),
         "nan": lambda ds, i: setattr(ds, "RescaleSlope", "nan"),
         "infinite": lambda ds, i: setattr(ds, "RescaleIntercept", "inf"),
+        "steep": lambda ds, i: setattr(ds, "RescaleSlope", "1e20"),
+        "far": lambda ds, i: ds.update({"RescaleSlope": "0.5", "RescaleIntercept": "1e39"}),
         "alone": lambda ds, i: delattr(ds, "RescaleSlope"),
         "table": table,
     }

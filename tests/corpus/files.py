@@ -209,10 +209,16 @@ def scaling(folder: Path) -> list[Exact | Refused]:
     outcomes: list[Exact | Refused] = [
         Refused(source=put(folder / "inf.nii", nifti(), {112: f4(np.inf, 0)}), says=("scl_slope",)),
         Refused(source=put(folder / "nan.nii", nifti(), {112: f4(1, np.nan)}), says=("NIfTI header|scl_inter",)),
+        Refused(source=put(folder / "over.nii", nifti(), {112: f4(3e38, 0)}), says=("infinite",)),
+        Refused(
+            source=put(folder / "int64.nii", nifti(DATA.astype(np.int64) + (1 << 40)), {112: f4(2, 0)}),
+            says=("float32",),
+        ),
     ]
     for name, slope, inter, array in (
         ("none", 0.0, 5.0, stored), ("nothing", np.nan, 0.0, stored), ("whole", 2.0, -1000.0, stored * 2 - 1000),
         ("part", 0.25, 0.5, stored * 0.25 + 0.5), ("minus", -1.0, 0.0, -stored), ("wide", 100.0, 0.0, stored * 100),
+        ("beyond int64", 2.0**62, 0.0, stored * 2.0**62), ("beyond any integer", 2.0**100, 0.0, stored * 2.0**100),
     ):  # fmt: skip
         outcomes.append(exact(put(folder / f"{name}.nii", nifti(), {112: f4(slope, inter)}), array))
     return outcomes
@@ -403,6 +409,8 @@ def meta_image_packings(folder: Path) -> list[Exact | Refused]:
     (folder / "voxels.raw").write_bytes(raw)
     return [
         exact(mha(folder / "a.mha")),
+        exact(mha(folder / "UPPER.MHA")),
+        exact(shutil.copy(folder / "a.mha", folder / "no suffix")),
         exact(mha(folder / "b.mha", packed, CompressedData="True", CompressedDataSize=str(len(packed)))),
         exact(mha(folder / "c.mha", HU.astype(">i2").tobytes(), BinaryDataByteOrderMSB="True")),
         exact(mha(folder / "d.mhd", b"", ElementDataFile="voxels.raw")),
@@ -544,7 +552,11 @@ def archives_that_are_damaged(folder: Path) -> list[Exact | Refused]:
     shutil.copy(folder / "study.zip", folder / "twice.zip")
     with zipfile.ZipFile(folder / "twice.zip", "a") as file:
         file.write(folder / "study" / slice_name(2), "study/" + slice_name(1))
+    with zipfile.ZipFile(folder / "again.zip", "w") as file:
+        for index, inside in enumerate(("a/", "a/", "a/", "a/./")):  # the last one would replace the one before
+            file.writestr(inside + slice_name(min(index, 2)), (folder / "study" / slice_name(index)).read_bytes())
     return [
+        Refused(source=folder / "again.zip", says=("twice",)),
         Refused(source=folder / "cut.zip", says=("damaged",)),
         Refused(source=folder / "crc.zip", says=("damaged", "CRC|Bad|bad")),
         Refused(source=folder / "none.zip", says=("damaged",)),
