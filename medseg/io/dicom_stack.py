@@ -149,7 +149,7 @@ def _check_alike(slices: Sequence[Slice], source: str) -> None:
         ("rescale", ["none" if s.slope is None else "slope and intercept" for s in slices],
          "values with and without RescaleSlope cannot be brought together; export the series again"),
     ):  # fmt: skip
-        if what == "StudyInstanceUID" and len(set(keys)) == len(keys):
+        if what == "StudyInstanceUID" and len(set(keys)) == len(keys) > 2:
             continue  # every file a study of its own: made up by the program that wrote them, and mixes nothing
         _refuse_minority(slices, [key or "none" for key in keys], what, source, advice, InputError)
     _refuse_minority(slices, [s.frame_of_reference or "none" for s in slices], "FrameOfReferenceUID", source,

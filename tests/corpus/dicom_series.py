@@ -106,6 +106,19 @@ def two_studies_under_one_series_uid(folder: Path) -> Refused:
 
 
 @case(GROUPS)
+def two_slices_of_two_studies(folder: Path) -> Refused:
+    """The same with a slice of each: two files are too few to tell made-up study UIDs from two patients."""
+
+    def edit(ds: Dataset, i: int) -> None:
+        ds.StudyInstanceUID = f"{SERIES}.{9 + i}"
+
+    write_ct(folder, edit=edit)
+    for file in sorted(folder.iterdir())[2:]:
+        file.unlink()
+    return Refused(source=folder, says=("StudyInstanceUID",))
+
+
+@case(GROUPS)
 def another_modality_in_the_series(folder: Path) -> Refused:
     """A PET slice carries the CT's series UID."""
     write_ct(folder, edit=lambda ds, i: setattr(ds, "Modality", "PT" if i == 4 else "CT"))
