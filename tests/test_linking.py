@@ -60,6 +60,26 @@ def content(instances):
     return sorted(rows)
 
 
+def replaced(part, **changes):
+    """The detections of a slice with some fields changed."""
+    fields = dict(slice_index=part.slice_index, boxes=part.boxes, scores=part.scores, labels=part.labels)
+    return Detections(**{**fields, "masks": part.masks, **changes})
+
+
+def turned(detections, depth):
+    """The detections of a volume of ``depth`` slices, upside down."""
+    return [replaced(p, slice_index=depth - 1 - p.slice_index) for p in detections]
+
+
+def content_turned(instances, depth):
+    """`content` of a set on ``depth`` slices, upside down."""
+    return sorted(
+        (i.label, round(i.score, 6), (depth - i.offset[0] - i.mask.shape[0], *i.offset[1:]), i.mask.shape,
+         np.packbits(i.mask[::-1]).tobytes())
+        for i in instances
+    )  # fmt: skip
+
+
 # --- which detections are one object -------------------------------------------------------------------------
 
 
@@ -398,18 +418,8 @@ def test_order_classes_and_direction_change_nothing(seed):
         assert (a.offset, a.score) == (b.offset, b.score)
         np.testing.assert_array_equal(a.mask, b.mask)
 
-    def replaced(part, **changes):
-        fields = dict(slice_index=part.slice_index, boxes=part.boxes, scores=part.scores, labels=part.labels)
-        return Detections(**{**fields, "masks": part.masks, **changes})
-
     depth = geometry.spatial_shape[0]
-    turned = link([replaced(p, slice_index=depth - 1 - p.slice_index) for p in detections], geometry, LABELS, PLAN)
-    back = [
-        (i.label, round(i.score, 6), (depth - i.offset[0] - i.mask.shape[0], *i.offset[1:]), i.mask.shape,
-         np.packbits(i.mask[::-1]).tobytes())
-        for i in turned
-    ]  # fmt: skip
-    assert sorted(back) == content(first)
+    assert content_turned(link(turned(detections, depth), geometry, LABELS, PLAN), depth) == content(first)
 
     swapped = LabelTable.from_names(["lesion", "organ"], kinds={"lesion": "components"})
     renumbered = link([replaced(p, labels=3 - p.labels) for p in detections], geometry, swapped, PLAN)
@@ -431,12 +441,8 @@ def test_ties_fall_the_same_way_in_any_order_and_upside_down():
         masks = {np.packbits(found.full_mask(i.id)).tobytes() for i in found}
         again = link([parts[i] for i in rng.permutation(8)], grid((4, 60, 70)), LABELS, plan)
         assert {np.packbits(again.full_mask(i.id)).tobytes() for i in again} == masks
-        upside_down = [
-            Detections(slice_index=3 - p.slice_index, boxes=p.boxes, scores=p.scores, labels=p.labels, masks=p.masks)
-            for p in parts
-        ]
-        turned = link(upside_down, grid((4, 60, 70)), LABELS, plan)
-        assert {np.packbits(turned.full_mask(i.id)[::-1]).tobytes() for i in turned} == masks
+        below = link(turned(parts, 4), grid((4, 60, 70)), LABELS, plan)
+        assert {np.packbits(below.full_mask(i.id)[::-1]).tobytes() for i in below} == masks
 
 
 # --- simulated detections of a known truth -------------------------------------------------------------------------

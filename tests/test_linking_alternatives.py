@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy.optimize import linprog
-from test_linking import LABELS, LESION, ORGAN, PLAN, content, grid, painted, rectangle
+from test_linking import LABELS, LESION, ORGAN, PLAN, content, content_turned, grid, painted, rectangle, turned
 
 from medseg.linking import link, link_in_detail
 from medseg.linking.affinity import Edges
@@ -14,7 +14,6 @@ from medseg.linking.duplicates import drop_duplicates
 from medseg.linking.flow import solve_tracks
 from medseg.linking.joins import join_confidences
 from medseg.linking.nodes import build_nodes
-from medseg.values.detections import Detections
 
 SHAPE = (11, 60, 70)
 #: Two lesions side by side, in slices 2 to 7, and one mask over both.
@@ -113,16 +112,7 @@ def test_order_and_direction_change_nothing_where_readings_compete():
         first = link(parts, geometry, LABELS, PLAN)
         again = link([parts[i] for i in rng.permutation(len(parts))], geometry, LABELS, PLAN)
         assert content(again) == content(first)
-        turned = [
-            Detections(slice_index=12 - p.slice_index, boxes=p.boxes, scores=p.scores, labels=p.labels, masks=p.masks)
-            for p in parts
-        ]
-        back = [
-            (i.label, round(i.score, 6), (13 - i.offset[0] - i.mask.shape[0], *i.offset[1:]), i.mask.shape,
-             np.packbits(i.mask[::-1]).tobytes())
-            for i in link(turned, geometry, LABELS, PLAN)
-        ]  # fmt: skip
-        assert sorted(back) == content(first)
+        assert content_turned(link(turned(parts, 13), geometry, LABELS, PLAN), 13) == content(first)
 
 
 # --- the solver -------------------------------------------------------------------------------------------------

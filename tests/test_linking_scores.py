@@ -5,7 +5,7 @@ import pytest
 from linking_simulation import Noise, random_ellipsoids, simulate
 from scipy.optimize import minimize
 from scipy.special import expit
-from test_linking import LABELS, LESION, ORGAN, PLAN, content, grid, painted, rectangle
+from test_linking import LABELS, LESION, ORGAN, PLAN, content, content_turned, grid, painted, rectangle, turned
 
 from medseg.errors import ConfigError, GeometryError
 from medseg.linking import link
@@ -14,7 +14,6 @@ from medseg.linking.nodes import build_nodes
 from medseg.linking.scores import calibrated, fit_isotonic, object_score
 from medseg.linking.tuning import Pairs, fit_weights, label_pairs, log_loss
 from medseg.linking.views import Views
-from medseg.values.detections import Detections
 from medseg.values.geometry import AxisMap
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import LinkingPlan, LinkWeights, parse_plan
@@ -108,16 +107,8 @@ def test_smoothing_is_the_same_upside_down_and_keeps_divided_masks_apart():
     objects = random_ellipsoids(rng, geometry, LESION, 6, (5.0, 9.0))
     detections = simulate(rng, geometry, objects, Noise(jitter=0.7, misses=0.1))
     plan = PLAN.model_copy(update={"smooth_mm": 2.5})
-    turned = [
-        Detections(slice_index=18 - p.slice_index, boxes=p.boxes, scores=p.scores, labels=p.labels, masks=p.masks)
-        for p in detections
-    ]
-    back = [
-        (i.label, round(i.score, 6), (19 - i.offset[0] - i.mask.shape[0], *i.offset[1:]), i.mask.shape,
-         np.packbits(i.mask[::-1]).tobytes())
-        for i in link(turned, geometry, LABELS, plan)
-    ]  # fmt: skip
-    assert sorted(back) == content(link(detections, geometry, LABELS, plan))
+    back = link(turned(detections, 19), geometry, LABELS, plan)
+    assert content_turned(back, 19) == content(link(detections, geometry, LABELS, plan))
     shape = (7, 60, 70)
     parts = [rectangle(z, 10, c, 14, 14) for z in range(7) for c in (10, 24) if z != 3]
     parts.append(rectangle(3, 10, 10, 14, 28))

@@ -74,7 +74,7 @@ class SliceDataset(Dataset[Sample]):
             (c, o)
             for c, case in enumerate(self.cases)
             for o, x in enumerate(case.objects)
-            if all(FOCUS_MARGIN * n <= m for n, m in zip(x.mask.shape[1:], plan.training.focus_size, strict=True))
+            if all(FOCUS_MARGIN * n <= m for n, m in zip(x.mask.shape[1:], training.focus_size, strict=True))
         ]
         missing = [plan.labels[label].name for label, found in self.by_label.items() if not found]
         if missing:

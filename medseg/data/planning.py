@@ -17,6 +17,9 @@ NARROW_MARGIN_HU = 30.0
 FINE_STRIDE_BELOW = 12.0
 #: Largest side of a slice in pixels below which the pyramid ends at stride 16.
 COARSE_STRIDE_BELOW = 224.0
+#: A second context plane each side is taken where it lies within this distance, mm: noise averages out, and a small
+#: lesion has ended while a vessel goes on.
+CONTEXT_MM = 8.0
 #: Anchor sizes per pyramid level.
 SIZES_PER_LEVEL = 3
 
@@ -70,11 +73,6 @@ def _small_side_mm(facts: Fingerprint) -> tuple[str, float]:
         ((label.name, float(np.percentile(facts.sides_mm(label.id), 10))) for label in facts.labels),
         key=lambda item: item[1],
     )
-
-
-#: A second context plane each side is taken where it lies within this distance, mm: noise averages out, and a small
-#: lesion has ended while a vessel goes on.
-CONTEXT_MM = 8.0
 
 
 def _input(facts: Fingerprint, orientation: str, pixel: float, reasons: dict[str, str]) -> InputPlan:

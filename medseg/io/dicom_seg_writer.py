@@ -8,7 +8,6 @@ The same objects and series give the same bytes: UIDs follow from the content, a
 """
 
 import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +24,6 @@ from pydicom.valuerep import DSfloat
 
 import medseg
 from medseg.errors import InputError
-from medseg.io.atomic import atomic_path
 from medseg.io.dicom_context import (
     REQUIRED_EMPTY,
     DicomContext,
@@ -36,6 +34,7 @@ from medseg.io.dicom_context import (
     derive_uid,
     tracking_ids,
 )
+from medseg.io.dicom_objects import forget_writing_time, placed_objects, save_dataset
 from medseg.io.dicom_seg_labels import (
     UNKNOWN_ORIGIN,
     Algorithm,
@@ -47,7 +46,6 @@ from medseg.io.dicom_seg_labels import (
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
 from medseg.values.layers import assign_layers
-from medseg.values.placement import place
 
 SERIES_NUMBER = 100
 MAX_BYTES = (1 << 32) - 2
@@ -76,10 +74,7 @@ def write_dicom_seg(
             labels; or a file that cannot be written.
         GeometryError: objects on another grid than the series.
     """
-    context.check_complete()
-    instances = place(instances, context.geometry, f"{path}: the objects")
-    if not len(instances) and not len(instances.labels):
-        raise InputError(f"{path}: neither objects nor labels, and a DICOM SEG has at least one segment")
+    instances = placed_objects(path, instances, context, "a DICOM SEG has at least one segment")
     if len(instances) > 65535:
         raise InputError(f"{path}: {len(instances)} objects, at most 65535 fit a DICOM SEG")
     flat = _flat(path, instances) if labelmap else None
@@ -99,11 +94,7 @@ def write_dicom_seg(
         )
     dataset.NumberOfFrames = len(frames.items)
     del dataset.PerFrameFunctionalGroupsSequence, dataset.PixelData
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # patient attributes are passed on as they are, valid or not
-        dataset.save_as(temporary, enforce_file_format=True)
-        with temporary.open("ab") as file:
-            _append(file, frames, pixels, vr)
+    save_dataset(path, dataset, lambda file: _append(file, frames, pixels, vr))
 
 
 def _flat(path: Path, instances: InstanceSet) -> NDArray[np.uint16]:
@@ -166,11 +157,9 @@ def _without_frames(
     seg.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
     for item in seg.DimensionIndexSequence:
         item.DimensionOrganizationUID = organization
-    for keyword in ("InstanceCreationDate", "InstanceCreationTime", "DimensionOrganizationType"):
-        if keyword in seg:
-            delattr(seg, keyword)
-    for item in seg.get("ContributingEquipmentSequence") or []:
-        item.pop("ContributionDateTime", None)  # the present
+    if "DimensionOrganizationType" in seg:
+        del seg.DimensionOrganizationType
+    forget_writing_time(seg)
     note_labels(seg, instances)
     return seg
 

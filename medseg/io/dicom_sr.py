@@ -17,8 +17,8 @@ from pydicom.sr.codedict import codes
 
 import medseg
 from medseg.errors import InputError
-from medseg.io.atomic import atomic_path
 from medseg.io.dicom_context import add_shared, content_date, derive_uid, shared_header
+from medseg.io.dicom_objects import forget_writing_time, save_dataset
 from medseg.io.dicom_seg import read_dicom_seg
 from medseg.io.dicom_seg_labels import coded, short_text
 from medseg.labels import Code
@@ -88,9 +88,7 @@ def write_dicom_sr(path: Path, segmentation: Path, quantities: Sequence[Sequence
         title=codes.DCM.ImagingMeasurementReport,
     )
     dataset = _document(seg, report, what)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # patient attributes are passed on as they are, valid or not
-        dataset.save_as(temporary, enforce_file_format=True)
+    save_dataset(path, dataset)
 
 
 def _document(seg: Dataset, report: sr.MeasurementReport, what: Sequence[str]) -> Dataset:
@@ -122,11 +120,7 @@ def _document(seg: Dataset, report: sr.MeasurementReport, what: Sequence[str]) -
         if keyword in dataset:
             delattr(dataset, keyword)
     dataset["ContentDate"].value, dataset["ContentTime"].value = content_date(header)
-    # the hour of writing, in three places
-    for item in (dataset, *(dataset.get("ContributingEquipmentSequence") or [])):
-        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContributionDateTime"):
-            if keyword in item:
-                delattr(item, keyword)
+    forget_writing_time(dataset)
     return dataset
 
 

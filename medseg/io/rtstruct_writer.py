@@ -4,7 +4,6 @@ Everything that identifies patient, study and images is the source's; UIDs follo
 of the source, so that the same call writes the same bytes.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 import medseg
-from medseg.errors import GeometryError, InputError
-from medseg.io.atomic import atomic_path
+from medseg.errors import GeometryError
 from medseg.io.dicom_context import (
     DicomContext,
     ImageReference,
@@ -27,13 +25,13 @@ from medseg.io.dicom_context import (
     derive_uid,
     tracking_ids,
 )
+from medseg.io.dicom_objects import placed_objects, save_dataset
 from medseg.io.dicom_seg_labels import UNKNOWN_ORIGIN, Algorithm, coded, note_labels, short_text
 from medseg.io.rtstruct_rois import CONTOUR_DATA, RT_STRUCTURE_SET
 from medseg.labels import Code, Colour
 from medseg.values.contours import Polygon, outline
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
-from medseg.values.placement import place
 
 SERIES_NUMBER = 101
 #: Coordinates are rounded to this share of a pixel; half a pixel would be too much, DICOM allows 16 characters.
@@ -68,10 +66,7 @@ def write_rtstruct(
         GeometryError: objects on another grid than the series, or so far from the origin that 16 characters do not
             hold their contours.
     """
-    context.check_complete()
-    instances = place(instances, context.geometry, f"{path}: the objects")
-    if not len(instances) and not len(instances.labels):
-        raise InputError(f"{path}: neither objects nor labels, and an RT structure set has at least one region")
+    instances = placed_objects(path, instances, context, "an RT structure set has at least one region")
     what = ("rtstruct", context.series_uid, content_hash(instances), repr((algorithms, smooth)), medseg.__version__)
     dataset = _common(context, what)
     _refer(dataset, context)
@@ -83,9 +78,7 @@ def write_rtstruct(
     for instance, drawing in zip(instances, dataset.ROIContourSequence, strict=False):
         drawing.ContourSequence = list(_contours(instance, context, decimals, smooth))
     note_labels(dataset, instances)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # patient attributes are passed on as they are, valid or not
-        dataset.save_as(temporary, enforce_file_format=True)
+    save_dataset(path, dataset)
 
 
 def _common(context: DicomContext, what: Sequence[str]) -> Dataset:

@@ -49,9 +49,7 @@ class MaskRCNN(nn.Module):
         for position, target in enumerate(targets):
             if len(target.boxes) and not (target.boxes[:, 2:] > target.boxes[:, :2]).all():
                 raise ModelError(f"image {position} of the batch has a box without area: {target.boxes.tolist()}")
-        features = self.backbone(images)
-        if self.semantic is not None:
-            logits, features = self.semantic(features)
+        logits, features = self._features(images)
         size = (images.shape[-2], images.shape[-1])
         plain = [{"boxes": t.boxes} for t in targets]
         proposals, rpn = self.rpn(ImageList(images, [size] * len(images)), features, plain)
@@ -61,7 +59,7 @@ class MaskRCNN(nn.Module):
             "rpn_box": rpn["loss_rpn_box_reg"] * self.rpn_box_weight,
             **second,
         }
-        if self.semantic is not None:
+        if self.semantic is not None and logits is not None:
             dense = self.semantic.loss(logits, torch.stack([t.covered for t in targets]))
             losses["semantic"] = dense * self.semantic_weight
         return losses
@@ -73,12 +71,15 @@ class MaskRCNN(nn.Module):
             images: [B, C, H, W] float32, already windowed; any H and W from 32 up.
         """
         self._check(images)
-        features = self.backbone(images)
-        if self.semantic is not None:
-            _, features = self.semantic(features)
+        _, features = self._features(images)
         size = (images.shape[-2], images.shape[-1])
         proposals, _ = self.rpn(ImageList(images, [size] * len(images)), features)
         return self.roi_heads.results(list(features.values()), proposals, size)
+
+    def _features(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return the semantic head's logits, if there is one, and the pyramid levels as the other heads see them."""
+        features = self.backbone(images)
+        return (None, features) if self.semantic is None else self.semantic(features)
 
     def _check(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.channels:
