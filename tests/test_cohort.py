@@ -55,7 +55,7 @@ def test_a_table_and_its_label_table(folder: Path) -> None:
 def test_labels_come_in_the_axis_order_of_their_image(folder: Path) -> None:
     found = list(read_cases(find_cohort(folder)))
     assert [row.name for row, _, _ in found] == ["img_0", "img_1"]
-    for seed, (_, volume, truth) in enumerate(found):
+    for seed, (_, (volume,), truth) in enumerate(found):
         image, expected = simple_case(seed)
         to_image = grid_map(image, volume)
         assert to_image is not None and grid_map(truth.geometry, volume) == IDENTITY
@@ -76,7 +76,7 @@ def test_nnunet_label_tables(tmp_path: Path, labels: dict, names: tuple[str, ...
     cohort = find_cohort(dataset(tmp_path, labels, {"b_002": "b_002_0000.nii.gz", "a_001": "a_001_0000.nii.gz"}))
     assert cohort.labels is not None
     assert (cohort.labels.ids, cohort.labels.names) == ((1, 2), names)
-    assert [(row.name, row.image.name) for row in cohort.rows] == [
+    assert [(row.name, row.images[0].name) for row in cohort.rows] == [
         ("a_001", "a_001_0000.nii.gz"),
         ("b_002", "b_002_0000.nii.gz"),
     ]
@@ -88,7 +88,7 @@ def test_decathlon_images_have_no_channel_number(tmp_path: Path, ending: str) ->
     for directory in ("imagesTr", "labelsTr"):  # the Decathlon's archives come from a Mac
         (folder / directory / f"._liver_1{ending}").touch()
     (row,) = find_cohort(folder).rows
-    assert (row.name, row.image, row.label) == (
+    assert (row.name, row.images[0], row.label) == (
         "liver_1",
         folder / "imagesTr" / f"liver_1{ending}",
         folder / "labelsTr" / f"liver_1{ending}",

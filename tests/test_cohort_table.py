@@ -43,7 +43,7 @@ def test_paths_are_relative_to_the_table_and_columns_may_come_in_any_order(tmp_p
     folder = cohort(tmp_path, text, "i/a.nii.gz", "i/b.nii.gz", "l/a.nii.gz", "l/b.nii.gz")
     rows = read_cohort_table(folder)
     assert [row.name for row in rows] == ["a", "b"]
-    assert rows[1].image == tmp_path / "i/b.nii.gz" and rows[1].label == tmp_path / "l/b.nii.gz"
+    assert rows[1].images == (tmp_path / "i/b.nii.gz",) and rows[1].label == tmp_path / "l/b.nii.gz"
     assert rows[1].patient == "p2"
     assert read_cohort_table(folder / "cohort.csv") == rows
 

@@ -275,7 +275,7 @@ def test_cohort_reads_back_as_dicom_nifti_and_overlapping_truth(cohort: Path) ->
         assert next(csv.reader(file)) == ["image", "label", "patient"]
     for case, row in enumerate(rows):
         phantom = make_phantom(seed=case_seed(5, case), shape=(33, 45, 49), spacing_mm=(6.0, 6.5, 6.0))
-        dicom, nifti = read_volume(row.image), read_volume(cohort / row.name / f"{row.name}.nii.gz")
+        dicom, nifti = read_volume(row.images[0]), read_volume(cohort / row.name / f"{row.name}.nii.gz")
         for volume in (dicom, nifti):
             assert same_grid(volume, phantom.volume)
             moved = orientation_map(volume, "HPL").array(volume.array)
@@ -302,7 +302,7 @@ def test_varied_spacing_keeps_the_field_of_view(tmp_path: Path) -> None:
     folder = write_cohort(
         tmp_path / "varied", cases=2, seed=1, shape=(12, 40, 44), spacing_mm=(9.0, 5.0, 5.0), vary_spacing=True
     )
-    grids = [read_volume(row.image) for row in read_cohort_table(folder)]
+    grids = [read_volume(row.images[0]) for row in read_cohort_table(folder)]
     assert spacing_of(grids[0]) != spacing_of(grids[1])
     for grid in grids:
         between, row, column = spacing_of(grid)

@@ -117,9 +117,10 @@ def _predict(rows: "list[CohortRow]", out: Path, device: "torch.device") -> list
     predictor = StudyPredictor(out / "run", device)
     pictures = []
     for row in console.track(rows, "predicting"):
-        prediction, _ = predictor.run(row.image, out / "predictions", row.name)
+        prediction, _ = predictor.run(row.images[0], out / "predictions", row.name)
         pictures.append(out / "predictions" / row.name / f"{row.name}_comparison.png")
-        save_overlay(pictures[-1], read_volume(row.image), prediction.instances, reference=read_instances(row.label))
+        volume = read_volume(row.images[0])
+        save_overlay(pictures[-1], volume, prediction.instances, reference=read_instances(row.label))
     return pictures
 
 
@@ -129,11 +130,11 @@ def _baseline_f1(out: Path) -> float:
     from medseg.data.cohort import find_cohort, read_cases
     from medseg.metrics.evaluation import evaluate_case, summarise
 
-    train = [(volume, truth) for _, volume, truth in read_cases(find_cohort(out / "train"))]
+    train = [(volumes[0], truth) for _, volumes, truth in read_cases(find_cohort(out / "train"))]
     detector = tune_baseline(train, train[0][1].labels.by_name("lesion").id, track=console.track)
     results = {
-        row.name: evaluate_case(truth, detector.predict(volume), iou_threshold=IOU)
-        for row, volume, truth in read_cases(find_cohort(out / "test"))
+        row.name: evaluate_case(truth, detector.predict(volumes[0]), iou_threshold=IOU)
+        for row, volumes, truth in read_cases(find_cohort(out / "test"))
     }
     f1: float = summarise(results)["classes"]["lesion"]["objects"]["f1"]
     return f1

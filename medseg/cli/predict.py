@@ -48,7 +48,7 @@ def run(
     check_folder(out)
     predictor = StudyPredictor(model, chosen)
     if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
-        studies = [(row.name, row.image) for row in read_cohort_table(source, images=False)]
+        studies = [(row.name, row.images[0]) for row in read_cohort_table(source, images=False)]
         if name or series:
             raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from highdicom import Volume
 
+from medseg.data.grid import stack_channels
 from medseg.errors import GeometryError, InputError
 from medseg.io import read_instances, read_volume
 from medseg.io.cohort_table import TABLE_NAME, CohortRow, read_cohort_labels, read_cohort_table, stem_of
@@ -21,10 +22,21 @@ LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Cases and the label table they share (None: each label file brings its own, and all must agree)."""
+    """Cases and what they share.
+
+    Attributes:
+        rows: the cases.
+        channels: names of the images that every case has, in the order of its ``images``.
+        labels: None: each label file brings its own table, and all must agree.
+    """
 
     rows: tuple[CohortRow, ...]
+    channels: tuple[str, ...]
     labels: LabelTable | None
+
+
+#: What the channel of a cohort of one image per case is called, where nothing names it.
+ONE_CHANNEL = ("image",)
 
 
 def find_cohort(path: Path | str) -> Cohort:
@@ -41,7 +53,7 @@ def find_cohort(path: Path | str) -> Cohort:
     if not path.exists():
         raise InputError(f"{path}: no such cohort; expected a folder with {TABLE_NAME} or dataset.json")
     if path.is_file() or (path / TABLE_NAME).exists():
-        return Cohort(rows=tuple(read_cohort_table(path)), labels=read_cohort_labels(path))
+        return Cohort(rows=tuple(read_cohort_table(path)), channels=ONE_CHANNEL, labels=read_cohort_labels(path))
     if (path / "dataset.json").exists():
         return _find_dataset(path)
     raise InputError(f"{path}: not a cohort; expected a folder with {TABLE_NAME} (image,label,patient) or dataset.json")
@@ -72,41 +84,42 @@ def _find_dataset(folder: Path) -> Cohort:
         image = channels[0] if channels else images / f"{stem}{ending}"
         if not image.exists():
             raise InputError(f"{label}: no image for this label; expected {images / f'{stem}_0000{ending}'}")
-        rows.append(CohortRow(name=stem, image=image, label=label, patient=stem))
+        rows.append(CohortRow(name=stem, images=(image,), label=label, patient=stem))
     if not rows:
         raise InputError(f"{labels}: no label files ({', '.join(LABEL_SUFFIXES)})")
     described = LabelTable(
         Label(id=number, name=name, colour=palette_colour(position), kind="single")
         for position, (number, name) in enumerate(sorted(names.items()))
     )
-    return Cohort(rows=tuple(rows), labels=described)
+    return Cohort(rows=tuple(rows), channels=ONE_CHANNEL, labels=described)
 
 
-def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[Volume, InstanceSet]:
-    """Read image and label of a case, the label in the image's axis order.
+def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[tuple[Volume, ...], InstanceSet]:
+    """Read the images and the label of a case, all of them in the first image's axis order.
 
     Raises:
         InputError: a file that cannot be read, or a label map without any object.
-        GeometryError: image and label in different places.
+        GeometryError: images, or image and label, in different places.
     """
-    volume = read_volume(row.image)
+    volumes = stack_channels([read_volume(image) for image in row.images], [str(image) for image in row.images])
     instances = read_instances(row.label, labels=labels)
-    axis_map = grid_map(instances.geometry, volume)
+    axis_map = grid_map(instances.geometry, volumes[0])
     if axis_map is None:
         raise GeometryError(
-            f"case {row.name}: image and label are in different places: {row.image} has {describe_grid(volume)}, "
-            f"{row.label} has {describe_grid(instances.geometry)}; bring the label to the image's grid"
+            f"case {row.name}: image and label are in different places: {row.images[0]} has "
+            f"{describe_grid(volumes[0])}, {row.label} has {describe_grid(instances.geometry)}; bring the label to "
+            "the image's grid"
         )
     if not len(instances):
         raise InputError(f"case {row.name}: {row.label} is an empty label, nothing is marked; take the case out")
-    return volume, instances.moved(axis_map)
+    return volumes, instances.moved(axis_map)
 
 
-def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, Volume, InstanceSet]]:
+def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
     """Read the cases of a cohort one after the other; the first broken one ends it with its error."""
     for row in track(cohort.rows, "reading cases", len(cohort.rows)):
-        volume, instances = read_case(row, cohort.labels)
-        yield row, volume, instances
+        volumes, instances = read_case(row, cohort.labels)
+        yield row, volumes, instances
 
 
 def common_labels(tables: Sequence[LabelTable], source: str) -> LabelTable:

@@ -1,13 +1,15 @@
 """From a volume in the patient to the grid that the network sees; one function for training and inference."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from highdicom import Volume, VolumeGeometry
 from numpy.typing import NDArray
 
+from medseg.errors import GeometryError
 from medseg.values.detections import Detections
-from medseg.values.geometry import AxisMap, orientation_map, spacing_of
+from medseg.values.geometry import AxisMap, describe_grid, grid_map, orientation_map, spacing_of
 from medseg.values.plan import InputPlan
 from medseg.values.resampling import resample_plane, resampled_size
 
@@ -46,6 +48,28 @@ class NetworkGrid:
         """Return detections in pixels of ``geometry``."""
         row_factor, column_factor = self.factors
         return detections.scaled(1 / row_factor, 1 / column_factor).shifted(self.rows[0], self.columns[0])
+
+
+def stack_channels(volumes: Sequence[Volume], names: Sequence[str]) -> tuple[Volume, ...]:
+    """Return several images of one study in the first one's axis order.
+
+    Args:
+        volumes: at least one.
+        names: what each is called in errors, for example its path.
+
+    Raises:
+        GeometryError: an image whose voxels are not those of the first, whatever the order of axes.
+    """
+    stacked = [volumes[0]]
+    for volume, name in zip(volumes[1:], names[1:], strict=True):
+        axis_map = grid_map(volume, volumes[0])
+        if axis_map is None:
+            raise GeometryError(
+                f"{name}: not on the grid of {names[0]}: it has {describe_grid(volume)}, expected "
+                f"{describe_grid(volumes[0])}; register and resample it to the first image"
+            )
+        stacked.append(axis_map.volume(volume))
+    return tuple(stacked)
 
 
 def body_window(array: NDArray, threshold: float | None) -> tuple[tuple[int, int], tuple[int, int]]:

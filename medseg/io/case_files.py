@@ -58,13 +58,13 @@ def label_files(path: Path) -> dict[str, Path]:
 
 
 def image_files(path: Path) -> dict[str, Path]:
-    """Return the image of each case of a cohort by case name, there or not; empty for the other layouts.
+    """Return the (first) image of each case of a cohort by case name, there or not; empty for the other layouts.
 
     Raises:
         InputError: a broken cohort table.
     """
     if path.name == TABLE_NAME or (path / TABLE_NAME).exists():
-        return {row.name: row.image for row in read_cohort_table(path, images=False)}
+        return {row.name: row.images[0] for row in read_cohort_table(path, images=False)}
     return {}
 
 

@@ -27,13 +27,13 @@ class CohortRow:
 
     Attributes:
         name: the case's name, unique in its table (see `case_name`).
-        image: absolute path of the image, a file or a DICOM folder.
+        images: absolute paths of the images, a file or a DICOM folder each; one per channel, in the cohort's order.
         label: absolute path of the label file.
         patient: whose image it is; cases of one patient are never split between training and validation.
     """
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path
     patient: str
 
@@ -114,7 +114,7 @@ def _read_row(entry: dict[str, str | None], table: Path, line: int, images: bool
     for column, file in (("image", image), ("label", label)):
         if not file.exists() and (images or column == "label"):
             raise InputError(f"{table}, row {line}: {column} {cells[column]!r} does not exist (looked for {file})")
-    return CohortRow(name=case_name(image, label), image=image, label=label, patient=cells["patient"])
+    return CohortRow(name=case_name(image, label), images=(image,), label=label, patient=cells["patient"])
 
 
 def read_cohort_labels(path: Path | str) -> LabelTable | None:

@@ -34,8 +34,8 @@ def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = sile
     """
     orientation = str(settings.get("input.orientation", "HPL"))
     facts, tables = [], []
-    for _, volume, instances in read_cases(cohort, track):
-        facts.append(look_at(volume, instances, orientation))
+    for _, volumes, instances in read_cases(cohort, track):
+        facts.append(look_at(volumes[0], instances, orientation))
         tables.append(instances.labels)
     labels = cohort.labels or common_labels(tables, "cohort")
     spacing = settings.get("input.spacing_mm")
@@ -86,8 +86,8 @@ def train_cohort(
     if on_plan:
         on_plan(plan)
     with _folder_for_cases(run) as prepared:
-        for row, volume, instances in read_cases(cohort, track):
-            prepare_case(row.name, volume, instances, plan.input, prepared)
+        for row, volumes, instances in read_cases(cohort, track):
+            prepare_case(row.name, volumes[0], instances, plan.input, prepared)
         cases = [load_case(prepared, row.name) for row in cohort.rows]
         result = train(cases, plan, run, device, track)
     write_json(
