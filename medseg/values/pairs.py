@@ -92,7 +92,7 @@ class PairTable:
         """
         prediction = on_grid_of(reference, prediction)
         labels, to_joint = common_labels(reference.labels, prediction.labels)
-        first, second = _touching_boxes(_boxes(reference), _boxes(prediction))
+        first, second = touching_boxes(boxes_of(reference), boxes_of(prediction))
         shared = np.array(
             [
                 _shared_voxels(reference.instances[r], prediction.instances[p])
@@ -178,13 +178,13 @@ class PairTable:
         return picked[picked >= 0]
 
 
-def _boxes(instances: InstanceSet) -> NDArray[np.int64]:
+def boxes_of(instances: InstanceSet) -> NDArray[np.int64]:
     """Return [N, 2, 3]: first voxel and end (exclusive) of every object."""
     boxes = [(i.offset, [o + n for o, n in zip(i.offset, i.mask.shape, strict=True)]) for i in instances]
     return np.array(boxes, np.int64).reshape(len(instances), 2, 3)
 
 
-def _touching_boxes(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def touching_boxes(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the positions in a and b of all boxes that share a voxel, ordered by a, then b.
 
     Along one axis two intervals meet when b starts inside a, or a starts inside b after b's start; both
