@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from medseg.errors import ModelError
 from medseg.labels import LabelTable
-from medseg.models.anchors import ExactAnchorGenerator
+from medseg.models.anchors import PyramidAnchors
 from medseg.models.heads import Target, with_margin
 from medseg.models.mask_rcnn import build_mask_rcnn, choose_device
 from medseg.models.roi import PyramidPooler, mask_targets
@@ -56,7 +56,7 @@ def no_objects(size: tuple[int, int]) -> Target:
 def test_anchors_are_neither_rounded_nor_off_the_centre_of_their_cell() -> None:
     sizes, ratios = ((5.0, 7.0), (11.0, 13.0), (23.0, 27.0), (47.0, 53.0)), (0.5, 1.3)
     features = pyramid(SIZE, 4)
-    (anchors,) = ExactAnchorGenerator(sizes, ratios)(ImageList(torch.zeros(1, 1, *SIZE), [SIZE]), features)
+    (anchors,) = PyramidAnchors(sizes, ratios)(ImageList(torch.zeros(1, 1, *SIZE), [SIZE]), features)
     start = 0
     for rank, feature in enumerate(features):
         stride, (rows, columns) = 4 * 2**rank, feature.shape[-2:]
@@ -72,12 +72,12 @@ def test_anchors_are_neither_rounded_nor_off_the_centre_of_their_cell() -> None:
     assert start == len(anchors)
 
 
-def test_anchors_off_centre_are_torchvisions_where_it_does_not_round() -> None:
+def test_inexact_anchors_are_torchvisions() -> None:
     sizes = ((8.0, 12.0), (24.0, 32.0), (48.0, 64.0), (96.0, 128.0), (256.0, 512.0))
     images = ImageList(torch.zeros(2, 1, 128, 192), [(128, 192)] * 2)
     features = pyramid((128, 192), 5)
-    ours = ExactAnchorGenerator(sizes, (1.0,), centred=False)(images, features)
-    theirs = AnchorGenerator(sizes, ((1.0,),) * 5)(images, features)
+    ours = PyramidAnchors(sizes, (0.5, 1.0, 2.0), exact=False)(images, features)
+    theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)(images, features)
     assert len(ours) == len(theirs) == 2
     torch.testing.assert_close(ours[1], theirs[1])
 
@@ -92,7 +92,7 @@ def test_parameters_are_named_and_shaped_as_torchvisions() -> None:
         {
             "labels": labels,
             "input": {"spacing_mm": (1, 1), "context_mm": (-1.0, 0.0, 1.0)},
-            "model": {"backbone": "resnet50", "norm": "frozen_batch", "anchor_sizes": sizes, "roi_aligned": False},
+            "model": {"backbone": "resnet50", "norm": "frozen_batch", "anchor_sizes": sizes},
         }
     )
     with torch.device("meta"):
@@ -298,7 +298,7 @@ SWITCHES = [
     {"model.mask_loss": "softmax"},
     {"model.roi_aligned": False},
     {"model.norm": "group", "model.mask_size": 28},
-    {"model.stem": "deep", "model.fpn_norm": True},
+    {"model.stem": "deep", "model.fpn_norm": "group"},
     {"model.semantic_head": True, "model.mask_margin": 0.2},
     {"training.box_positive_iou": 0.4, "training.box_negative_iou": 0.2},
 ]
@@ -356,6 +356,23 @@ def test_slices_without_objects_train(semantic: bool) -> None:
         assert all(bool(torch.isfinite(v)) for v in losses.values())
         torch.stack(list(losses.values())).sum().backward()
     assert float(model.losses(images, [nothing, nothing])["mask"].detach()) == 0
+
+
+@pytest.mark.parametrize("mask_loss", ["sigmoid", "softmax"])
+def test_the_losses_of_a_batch_are_the_mean_of_those_of_its_images(mask_loss: str) -> None:
+    """Whatever shares the batch, an image with one object, with two, or with none: parts of a batch can be added up."""
+    plan = tiny_plan({"model.semantic_head": True, "model.mask_loss": mask_loss})
+    torch.manual_seed(5)
+    model = build_mask_rcnn(plan).train()
+    images, (first, second) = slices(plan)
+    lonely = Target(second.boxes[:1], second.classes[:1], second.masks[:1], second.covered, seed=3)
+    targets = [first, lonely, no_objects((64, 80))]
+    images = torch.cat([images, images[:1].flip(3)])
+    with torch.no_grad():
+        together = model.losses(images, targets)
+        alone = [model.losses(image[None], [target]) for image, target in zip(images, targets, strict=True)]
+    for name, value in together.items():
+        torch.testing.assert_close(value, torch.stack([part[name] for part in alone]).mean(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_semantic_loss_is_that_of_its_formula() -> None:

@@ -101,6 +101,14 @@ def _draw(classes: Tensor, number: int, share: float, generator: torch.Generator
     return torch.cat([positive, negative[: number - len(positive)]])
 
 
+def _shares(counts: list[int], like: Tensor) -> Tensor:
+    """Return how much each box counts in a mean over the boxes of an image and then over the images, [sum of counts].
+
+    A mean over all boxes of the batch would make a box count by which images it shares a batch with.
+    """
+    return torch.cat([like.new_full((n,), 1 / (n * len(counts))) for n in counts if n] or [like.new_zeros(0)])
+
+
 class RoiHeads(nn.Module):
     """Box head (class and box refinement) and mask head (one mask per class) over pooled features."""
 
@@ -132,7 +140,7 @@ class RoiHeads(nn.Module):
     # -- training -----------------------------------------------------------------------------------------
 
     def losses(self, features: list[Tensor], proposals: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Return the classification, box and mask loss of a batch."""
+        """Return the classification, box and mask loss, each averaged per image and then over the images."""
         samples = self._sample(proposals, targets)
         logits, deltas = self._boxes(features, [s.boxes for s in samples])
         classes = torch.cat([s.classes for s in samples])
@@ -144,9 +152,11 @@ class RoiHeads(nn.Module):
         )
         positive = torch.nonzero(classes > 0)[:, 0]
         chosen = deltas.reshape(len(deltas), self.classes + 1, 4)[positive, classes[positive]]
+        share = _shares([len(s.classes) for s in samples], logits)
+        box = F.smooth_l1_loss(chosen, wanted[positive], beta=1 / 9, reduction="none").sum(dim=1)
         return {
-            "class": F.cross_entropy(logits, classes, reduction="sum") / max(len(classes), 1),
-            "box": F.smooth_l1_loss(chosen, wanted[positive], beta=1 / 9, reduction="sum") / max(len(classes), 1),
+            "class": (F.cross_entropy(logits, classes, reduction="none") * share).sum(),
+            "box": (box * share[positive]).sum(),
             "mask": self._mask_loss(features, samples, targets),
         }
 
@@ -182,13 +192,14 @@ class RoiHeads(nn.Module):
             ]
         )
         logits = self._masks(features, boxes)
+        share = _shares([len(b) for b in boxes], logits)
         if self.softmax:
             # Classes compete per cell: background is everything that is not the box's own object.
             chance = F.log_softmax(logits, dim=1)
             own = chance[torch.arange(len(classes), device=chance.device), classes]
-            return -(wanted * own + (1 - wanted) * chance[:, 0]).mean()
+            return -((wanted * own + (1 - wanted) * chance[:, 0]).mean(dim=(1, 2)) * share).sum()
         own = logits[:, 0] if self.agnostic else logits[torch.arange(len(classes), device=logits.device), classes]
-        return F.binary_cross_entropy_with_logits(own, wanted)
+        return (F.binary_cross_entropy_with_logits(own, wanted, reduction="none").mean(dim=(1, 2)) * share).sum()
 
     # -- inference ----------------------------------------------------------------------------------------
 

@@ -36,7 +36,9 @@ class MaskRCNN(nn.Module):
         )
 
     def losses(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Return the losses of a batch, to be added up.
+        """Return the losses of a batch, to be added up: means over its images of the losses of each.
+
+        A batch may therefore be cut into parts and spread over processes: the mean of the parts is that of the whole.
 
         Args:
             images: [B, C, H, W] float32, already windowed.

@@ -18,7 +18,8 @@ class DenseProposals(RegionProposalNetwork):
 
     The published loss samples some hundred anchors a slice. Where an object covers a few of fifty thousand
     anchors, the look-alikes that it must be told from are hardly ever drawn; the focal loss weighs every
-    anchor by how wrong it is. Both losses are divided by the number of positive anchors, and nothing is random.
+    anchor by how wrong it is. Both losses are divided by the number of positive anchors of each image and averaged
+    over the images, so that they do not depend on which images share a batch; nothing is random.
     """
 
     def compute_loss(
@@ -28,14 +29,13 @@ class DenseProposals(RegionProposalNetwork):
         wanted = torch.cat(labels)
         positive = torch.nonzero(wanted > 0)[:, 0]
         counted = torch.nonzero(wanted >= 0)[:, 0]
-        share = 1.0 / max(len(positive), 1)
-        focal = sigmoid_focal_loss(
-            objectness.flatten()[counted], wanted[counted], FOCAL_ALPHA, FOCAL_GAMMA, reduction="sum"
-        )
+        shares = [1.0 / (max(int((image > 0).sum()), 1) * len(labels)) for image in labels]
+        share = torch.cat([torch.full_like(image, s) for image, s in zip(labels, shares, strict=True)])
+        focal = sigmoid_focal_loss(objectness.flatten()[counted], wanted[counted], FOCAL_ALPHA, FOCAL_GAMMA)
         boxes = F.smooth_l1_loss(
-            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=1 / 9, reduction="sum"
+            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=1 / 9, reduction="none"
         )
-        return focal * share, boxes * share
+        return (focal * share[counted]).sum(), (boxes.sum(dim=1) * share[positive]).sum()
 
 
 class _Head(RPNHead):

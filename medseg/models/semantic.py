@@ -46,7 +46,7 @@ class SemanticHead(nn.Module):
         return logits, told
 
     def loss(self, logits: Tensor, covered: Tensor) -> Tensor:
-        """Return cross-entropy plus soft Dice loss, each class on its own: classes may overlap.
+        """Return cross-entropy plus soft Dice loss, each class and image on its own: classes may overlap.
 
         Args:
             logits: [B, K, h, w] float32.
@@ -55,9 +55,9 @@ class SemanticHead(nn.Module):
         size = [n * self.stride for n in logits.shape[2:]]
         padded = F.pad(covered, (0, size[1] - covered.shape[3], 0, size[0] - covered.shape[2]))
         wanted = F.avg_pool2d(padded, self.stride)
-        cells = wanted.sum(dim=(0, 2, 3))
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(dim=(0, 2, 3))
+        cells = wanted.sum(dim=(2, 3))
+        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(dim=(2, 3))
         chance = logits.sigmoid()
-        overlap = (2 * (chance * wanted).sum(dim=(0, 2, 3)) + 1) / (chance.sum(dim=(0, 2, 3)) + cells + 1)
+        overlap = (2 * (chance * wanted).sum(dim=(2, 3)) + 1) / (chance.sum(dim=(2, 3)) + cells + 1)
         # Per covered cell, not per cell: a lesion of twenty cells weighs as much as a liver of two thousand.
         return (entropy / (cells + MIN_CELLS) + (1 - overlap) * (cells > 0)).mean()
