@@ -148,7 +148,7 @@ def _model(facts: Fingerprint, pixel: float, reasons: dict[str, str]) -> ModelPl
     return ModelPlan(
         backbone="resnet50" if deep else "resnet18",
         stem="deep" if finest == 2 else "conv7",
-        fpn_norm=True,
+        fpn_norm="group",
         semantic_head=True,
         mask_margin=0.1,
         finest_stride=finest,

@@ -8,17 +8,17 @@ from torchvision.models.detection.image_list import ImageList
 from medseg.values.plan import ModelPlan
 
 
-class ExactAnchorGenerator(AnchorGenerator):
+class PyramidAnchors(AnchorGenerator):
     """torchvision's anchor generator without its rounding, centred on the feature cells.
 
     torchvision rounds the sides of anchors to even pixels, which moves a 5 pixel anchor by a fifth, and
-    centres them on the cells' corners. ``centred=False`` keeps the corner (for torchvision's weights).
+    centres them on the cells' corners. ``exact=False`` does the same, for its weights.
 
     Args:
         sizes: square root of the area in pixels, one tuple per pyramid level.
         ratios: height / width, the same on every level.
         finest_stride: pixels per cell on the first level; it doubles from level to level.
-        centred: centre anchors on the cells (offset half a stride) rather than on their upper left corner.
+        exact: keep the sizes and centre anchors on the cells (offset half a stride); else as torchvision.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class ExactAnchorGenerator(AnchorGenerator):
         ratios: tuple[float, ...],
         *,
         finest_stride: int = 4,
-        centred: bool = True,
+        exact: bool = True,
     ):
-        super().__init__(sizes, (ratios,) * len(sizes))
         self.finest_stride = finest_stride
-        self.centred = centred
+        self.exact = exact
+        super().__init__(sizes, (ratios,) * len(sizes))
 
     def generate_anchors(
         self,
@@ -40,7 +40,9 @@ class ExactAnchorGenerator(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Return [len(ratios) * len(scales), 4] zero-centred anchors, not rounded."""
+        """Return [len(ratios) * len(scales), 4] anchors around zero."""
+        if not self.exact:
+            return super().generate_anchors(scales, aspect_ratios, dtype, device)
         height = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         side = torch.as_tensor(scales, dtype=dtype, device=device)
         widths = ((1 / height)[:, None] * side[None, :]).reshape(-1)
@@ -58,7 +60,7 @@ class ExactAnchorGenerator(AnchorGenerator):
         levels = []
         for rank, (feature, cell) in enumerate(zip(feature_maps, self.cell_anchors, strict=True)):
             stride = self.finest_stride * 2**rank
-            offset = stride / 2 if self.centred else 0.0
+            offset = stride / 2 if self.exact else 0.0
             rows = torch.arange(feature.shape[-2], device=device) * stride + offset
             columns = torch.arange(feature.shape[-1], device=device) * stride + offset
             y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -68,8 +70,7 @@ class ExactAnchorGenerator(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
-def build_anchors(plan: ModelPlan) -> ExactAnchorGenerator:
+def build_anchors(plan: ModelPlan) -> PyramidAnchors:
     """Return the plan's anchors."""
-    return ExactAnchorGenerator(
-        plan.anchor_sizes, plan.anchor_ratios, finest_stride=plan.finest_stride, centred=plan.roi_aligned
-    )
+    exact = plan.anchor_grid == "exact"
+    return PyramidAnchors(plan.anchor_sizes, plan.anchor_ratios, finest_stride=plan.finest_stride, exact=exact)

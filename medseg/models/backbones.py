@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torchvision.models.resnet as resnet
 from torch import nn
@@ -10,19 +9,21 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from medseg.values.plan import ModelPlan
+from medseg.values.plan import ModelPlan, PartNorm
 
-_BUILDERS: dict[str, Callable[..., resnet.ResNet]] = {
+BUILDERS: dict[str, Callable[..., resnet.ResNet]] = {
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
 }
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "group": partial(nn.GroupNorm, 32),
-    "frozen_batch": FrozenBatchNorm2d,
-}
+
+def norm_layer(kind: PartNorm) -> Callable[[int], nn.Module] | None:
+    """Return what makes the normalisation of so many channels; groups of GroupNorm: 32 where that divides them."""
+    if kind == "none":
+        return None
+    return FrozenBatchNorm2d if kind == "frozen_batch" else lambda n: nn.GroupNorm(math.gcd(n, 32), n)
 
 
 #: Channels of the deep stem before its last convolution.
@@ -66,11 +67,9 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
 
     Returns:
         A module from [B, C, H, W] to a dict of [B, fpn_channels, H/s, W/s] for s in ``plan.strides``,
-        its parameters named as in torchvision's ``maskrcnn_resnet50_fpn`` unless the stem is deep or the pyramid
-        has normalisation.
+        its parameters named as in torchvision's Mask R-CNN unless the stem is deep.
     """
-    norm = _NORMS[plan.norm]
-    body = _BUILDERS[plan.backbone](weights=None, norm_layer=norm)
+    body = BUILDERS[plan.backbone](weights=None, norm_layer=norm_layer(plan.norm))
     if plan.stem == "deep":
         body.conv1 = _deep_stem(in_channels)
     elif in_channels != 3:
@@ -87,5 +86,5 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
         in_channels_list=list(layers.values()),
         out_channels=plan.fpn_channels,
         extra_blocks=LastLevelMaxPool() if len(plan.anchor_sizes) > len(plan.strides) else _NoExtraLevel(),
-        norm_layer=partial(nn.GroupNorm, math.gcd(plan.fpn_channels, 32)) if plan.fpn_norm else None,
+        norm_layer=norm_layer(plan.fpn_norm),
     )

@@ -17,6 +17,10 @@ from medseg.labels import LabelTable
 from medseg.values.geometry import check_orientation
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+#: Normalisation of a part of the network that may have none.
+PartNorm = Literal["none", "group", "frozen_batch"]
+#: Plans of earlier versions have true or false for the pyramid.
+PyramidNorm = Annotated[PartNorm, BeforeValidator(lambda v: ("none", "group")[v] if isinstance(v, bool) else v)]
 LinkingMethod = Literal["flow", "greedy", "hungarian", "nms", "components"]
 
 Labels = Annotated[
@@ -71,8 +75,9 @@ class ModelPlan(_Section):
     #: resolution, for objects of a few pixels.
     stem: Literal["conv7", "deep"] = "conv7"
     fpn_channels: int = Field(256, ge=8)
-    #: GroupNorm in the pyramid (Wu and He 2018), which helps where nothing is pretrained.
-    fpn_norm: bool = False
+    #: Normalisation in the pyramid: ``group`` (Wu and He 2018) helps where nothing is pretrained, ``frozen_batch`` is
+    #: for torchvision's second Mask R-CNN.
+    fpn_norm: PyramidNorm = "none"
     #: Stride in pixels of the pyramid's finest level: 4 as published, 2 adds a level from the stem for objects of
     #: a few pixels, at a third of the cost of sampling the image up by two.
     finest_stride: Literal[2, 4] = 4
@@ -86,6 +91,11 @@ class ModelPlan(_Section):
     anchor_sizes: tuple[tuple[float, ...], ...] = ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,))
     #: Height / width of anchors.
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    #: ``exact``: as large as said, in the middle of the feature cells; ``torchvision``: as its weights learnt them,
+    #: sides rounded to even pixels, on the cells' upper left corners.
+    anchor_grid: Literal["exact", "torchvision"] = "exact"
+    #: Convolutions of 3 x 3 that the proposals are read from.
+    rpn_convolutions: int = Field(1, ge=1)
     roi_op: Literal["align", "pool"] = "align"
     #: Half-pixel correction of ROI Align; off only for weights that were trained without (torchvision's).
     roi_aligned: bool = True
@@ -94,6 +104,11 @@ class ModelPlan(_Section):
     roi_canonical_size: float = Field(224.0, gt=0)
     box_roi_size: int = Field(7, ge=1)
     box_head_channels: int = Field(1024, ge=8)
+    #: 0: two linear layers, as published; n: n convolutions of 3 x 3 with the pyramid's width and one linear layer
+    #: (Wu and He 2018; torchvision's second Mask R-CNN has 4).
+    box_head_convolutions: int = Field(0, ge=0)
+    #: Normalisation after the convolutions of box and mask head.
+    head_norm: PartNorm = "none"
     mask_roi_size: int = Field(14, ge=2)
     #: Side M of the predicted masks; mask_roi_size times a power of two.
     mask_size: int = Field(28, ge=4)
