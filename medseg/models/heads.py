@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from medseg.models.backbones import norm_layer
 from medseg.models.roi import PyramidPooler, mask_targets
-from medseg.values.plan import Plan
+from medseg.values.plan import ModelPlan, Plan
 
 
 class Target(NamedTuple):
@@ -62,6 +63,15 @@ class _Samples(NamedTuple):
 _NEITHER = -1
 #: Masks are learnt in boxes of at least this IoU with their object; at inference they are cut from corrected boxes.
 MASK_IOU = 0.5
+
+
+def _box_head(model: ModelPlan) -> nn.Module:
+    """Return the layers from pooled features to a vector per box."""
+    channels, size = model.fpn_channels, model.box_roi_size
+    if not model.box_head_convolutions:
+        return TwoMLPHead(channels * size**2, model.box_head_channels)
+    layers = [channels] * model.box_head_convolutions
+    return FastRCNNConvFCHead((channels, size, size), layers, [model.box_head_channels], norm_layer(model.head_norm))
 
 
 def _mask_predictor(channels: int, classes: int, doublings: int) -> nn.Sequential:
@@ -117,10 +127,12 @@ class RoiHeads(nn.Module):
         model, training = plan.model, plan.training
         self.classes = len(plan.labels)
         self.box_roi_pool = PyramidPooler(model.box_roi_size, model)
-        self.box_head = TwoMLPHead(model.fpn_channels * model.box_roi_size**2, model.box_head_channels)
+        self.box_head = _box_head(model)
         self.box_predictor = FastRCNNPredictor(model.box_head_channels, self.classes + 1)
         self.mask_roi_pool = PyramidPooler(model.mask_roi_size, model)
-        self.mask_head = MaskRCNNHeads(model.fpn_channels, (model.mask_head_channels,) * 4, 1)
+        self.mask_head = MaskRCNNHeads(
+            model.fpn_channels, (model.mask_head_channels,) * 4, 1, norm_layer=norm_layer(model.head_norm)
+        )
         self.agnostic = model.mask_head == "class_agnostic"
         self.softmax = model.mask_loss == "softmax"
         self.mask_size = model.mask_size

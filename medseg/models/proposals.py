@@ -50,7 +50,7 @@ def build_proposals(plan: Plan) -> RegionProposalNetwork:
     """Return the region proposal network of a plan, parameters named as in torchvision."""
     model, training = plan.model, plan.training
     anchors = build_anchors(model)
-    head = _Head(model.fpn_channels, anchors.num_anchors_per_location()[0])
+    head = _Head(model.fpn_channels, anchors.num_anchors_per_location()[0], model.rpn_convolutions)
     torch.nn.init.constant_(head.cls_logits.bias, -4.0)  # almost everything is background
     return DenseProposals(
         anchors,
