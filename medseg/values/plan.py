@@ -38,12 +38,14 @@ class InputPlan(_Section):
     """How a volume becomes the network's input; the same in training and inference."""
 
     orientation: str = "HPL"
+    #: What each image of a study is called (the MR sequences), in the order in which they are stacked.
+    channel_names: tuple[Annotated[str, Field(min_length=1)], ...] = Field(("image",), min_length=1)
     #: (row, column) size in mm of the pixels that the network sees; slices stay as they are.
     spacing_mm: tuple[float, float]
     #: Where the context planes of a slice lie, mm along the slice axis, ascending; (0.0,) is slice-wise.
     context_mm: tuple[float, ...] = (0.0,)
-    #: ``window``: each (low, high) of ``windows`` is mapped to -1..1 and is one channel per plane;
-    #: ``zscore``: one channel per plane, volume mean 0 and SD 1 (MR).
+    #: ``window``: each (low, high) of ``windows`` is mapped to -1..1 and is one channel per image and plane;
+    #: ``zscore``: one channel per image and plane, each image of mean 0 and SD 1 (MR).
     intensity: Literal["window", "zscore"] = "window"
     windows: tuple[tuple[float, float], ...] = ((-160.0, 240.0),)
     #: Everything at or below this value all around the patient is left out before the network; None: nothing is.
@@ -58,12 +60,15 @@ class InputPlan(_Section):
             raise ValueError(f"context_mm {self.context_mm}: expected ascending offsets that include 0")
         if self.intensity == "window" and (not self.windows or any(low >= high for low, high in self.windows)):
             raise ValueError(f"windows {self.windows}: expected (low, high) pairs with low < high")
+        if len(set(self.channel_names)) != len(self.channel_names):
+            raise ValueError(f"channel_names {self.channel_names}: expected each name once")
         return self
 
     @property
     def channels(self) -> int:
-        """Input channels C: planes x windows."""
-        return len(self.context_mm) * (len(self.windows) if self.intensity == "window" else 1)
+        """Input channels C: images x windows x planes."""
+        windows = len(self.windows) if self.intensity == "window" else 1
+        return len(self.channel_names) * windows * len(self.context_mm)
 
 
 class ModelPlan(_Section):
@@ -152,7 +157,13 @@ class TrainingPlan(_Section):
 
     seed: int = 0
     steps: int = Field(10000, ge=1)
+    #: Slices that one step learns from, over all processes together.
     batch_size: int = Field(4, ge=1)
+    #: In how many parts, one after the other, a GPU computes its share of them: less memory, the same step. (A CPU
+    #: takes the slices one by one whatever this says.)
+    accumulate: int = Field(1, ge=1)
+    #: Steps between checkpoints, from which a killed run can go on; there is one at every validation as well.
+    checkpoint_every: int = Field(500, ge=1)
     #: (rows, columns) of the training crop in pixels, a multiple of 32.
     crop_size: tuple[Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]] = (
         256,
@@ -165,8 +176,14 @@ class TrainingPlan(_Section):
         64,
         64,
     )
+    #: ``adamw`` (Loshchilov and Hutter 2019) or ``sgd``, which wants a learning rate some ten times higher and a
+    #: weight decay of 1e-4.
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+    #: Of ``sgd``.
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     clip_norm: float = Field(5.0, gt=0)
     ema_decay: float = Field(0.998, ge=0, lt=1)
