@@ -211,6 +211,16 @@ class TrainingPlan(_Section):
     class_balance: float = Field(0.5, ge=0, le=1)
     #: ``auto``: bfloat16 for convolutions where the device computes in it, else float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    #: Steps from one validation to the next; the last step validates too.
+    validate_every: int = Field(500, ge=1)
+    #: At most so many of the held-out cases are in a validation during training, chosen evenly from little to much to
+    #: find; 0: all. At the end, all of them are predicted.
+    validation_cases: int = Field(12, ge=0)
+    #: IoU at which objects match in the F1 of a validation.
+    validation_iou: float = Field(0.5, gt=0, le=1)
+    #: Training ends after so many validations without a better one; 0: never. As the learning rate falls to 0 at the
+    #: last step, the best one is usually late.
+    patience: int = Field(0, ge=0)
     workers: int = Field(2, ge=0)
     augment: bool = True
     #: Mirroring is off by default: a mirrored patient has the liver on the left.
