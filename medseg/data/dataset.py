@@ -94,6 +94,11 @@ class SliceDataset(Dataset[Sample]):
         place = self._choose(rng)
         return self._cut(place, int(rng.integers(2**32)))
 
+    def origin(self, index: int) -> tuple[str, int]:
+        """Return the case that sample ``index`` is from, and the slice, counted from 0 in the plan's orientation."""
+        place = self._choose(np.random.default_rng([self.seed, index]))
+        return self.cases[place.case].name, place.slice_index
+
     def _choose(self, rng: np.random.Generator) -> _Place:
         training = self.plan.training
         focused = bool(self.small) and training.focus_fraction > 0 and rng.random() < training.focus_fraction
