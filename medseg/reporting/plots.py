@@ -77,7 +77,7 @@ def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], colours: 
         summary: theirs.
         colours: class -> colour, of the classes to draw.
     """
-    figure, (axes,) = _figure(1, width=6.4)
+    figure, (axes,) = new_figure(1, width=6.4)
     for name, colour in colours.items():
         curve = froc_curve(rank([c.pairs for c in cases], name, summary["froc_iou"]))
         ranking = summary["classes"][name]["ranking"]
@@ -102,7 +102,7 @@ def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], colours: 
 def precision_recall_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figure:
     """Draw precision against recall at a loose and a strict IoU, one curve per class (class -> colour)."""
     everyone = np.ones((1, len(cases)), np.int64)
-    figure, panels = _figure(len(PR_IOUS), width=5.6)
+    figure, panels = new_figure(len(PR_IOUS), width=5.6)
     for axes, iou in zip(panels, PR_IOUS, strict=True):
         for name, colour in colours.items():
             ranking = rank([c.pairs for c in cases], name, iou)
@@ -130,7 +130,7 @@ def class_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figur
     values = {name: class_values(cases, name) for name in names}
     surfaces = next((tuple(v["surface"]) for v in values.values()), ())
     chosen = [("voxels", "dice"), *(("surface", key) for key in surfaces if _drawn(key))]
-    figure, panels = _figure(len(chosen), width=max(3.4, 1.2 + 0.45 * len(names)), height=3.9)
+    figure, panels = new_figure(len(chosen), width=max(3.4, 1.2 + 0.45 * len(names)), height=3.9)
     jitter = np.random.default_rng(0)
     for axes, (group, key) in zip(panels, chosen, strict=True):
         for position, (name, colour) in enumerate(colours.items()):
@@ -161,7 +161,7 @@ def class_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figur
 def size_plot(summary: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     """Draw the share of reference objects that were found, by size and class (class -> colour)."""
     classes = [summary["classes"][name]["size_classes"] for name in colours]
-    figure, (axes,) = _figure(1, width=max(5.0, 1.5 + len(classes[0]) * max(1.1, 0.4 * len(colours))))
+    figure, (axes,) = new_figure(1, width=max(5.0, 1.5 + len(classes[0]) * max(1.1, 0.4 * len(colours))))
     width = 0.8 / len(colours)
     for k, ((name, colour), entries) in enumerate(zip(colours.items(), classes, strict=True)):
         x = np.arange(len(entries)) + (k - (len(colours) - 1) / 2) * width
@@ -184,7 +184,7 @@ def size_plot(summary: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
 def comparison_plot(summary: Mapping[str, Any], names: Sequence[str]) -> Figure:
     """Draw the differences between two predictions with their intervals, one line per class."""
     panels = [("mean Dice", "voxels", "dice"), ("F1 of objects", "objects", "f1")]
-    figure, axes = _figure(len(panels), width=4.6, height=max(2.6, 1.4 + 0.35 * len(names)))
+    figure, axes = new_figure(len(panels), width=4.6, height=max(2.6, 1.4 + 0.35 * len(names)))
     for panel, (title, group, key) in zip(axes, panels, strict=True):
         for position, name in enumerate(names):
             entry = summary["classes"][name][group][key]
@@ -236,9 +236,9 @@ def _number(value: float) -> str:
     return "n/a" if np.isnan(value) else f"{value:.3f}"
 
 
-def _figure(panels: int, *, width: float, height: float = 4.4) -> tuple[Figure, list[Axes]]:
-    """Return a figure with an Agg canvas (no pyplot state) and its panels, up to three side by side."""
-    columns = min(panels, 3)
+def new_figure(panels: int, *, width: float, height: float = 4.4, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """Return a figure with an Agg canvas (no pyplot state) and its panels, up to ``columns`` side by side."""
+    columns = min(panels, columns)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
