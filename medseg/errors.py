@@ -4,12 +4,16 @@
      +-- MedsegError            exit code 2
           +-- InputError        a file, folder or array that cannot be used
           |    +-- GeometryError  its position in the patient cannot be trusted
+          |    +-- CasesError   several cases of a cohort that cannot be used
           +-- ConfigError       a setting, plan or label table that makes no sense
           +-- ModelError        weights, runs or devices that cannot be used
 
-Every message is one line: which file or argument, what was found, what was expected, what to do.
+Every message is one line (`CasesError`: and one per case): which file or argument, what was found, what was expected,
+what to do.
 Anything else that escapes (an AssertionError, say) is a fault of medseg and keeps its traceback.
 """
+
+from collections.abc import Sequence
 
 
 class MedsegError(ValueError):
@@ -22,6 +26,15 @@ class InputError(MedsegError):
 
 class GeometryError(InputError):
     """An affine, spacing or grid that is broken, ambiguous, or does not fit its partner."""
+
+
+class CasesError(InputError):
+    """Several cases of a cohort that cannot be used: how many in the first line, then the reason of each in a line."""
+
+    def __init__(self, headline: str, reasons: Sequence[str]):
+        super().__init__("\n".join([headline, *reasons]))
+        self.headline = headline
+        self.reasons = tuple(reasons)
 
 
 class ConfigError(MedsegError):

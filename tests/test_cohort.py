@@ -1,6 +1,7 @@
 """Cohorts as they lie on disk: the layouts that are known, and one clear line for each that is broken."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from network_fixtures import LABELS, simple_case
 
 from medseg.data.cohort import common_labels, find_cohort, read_case, read_cases
-from medseg.errors import ConfigError, GeometryError, InputError
+from medseg.errors import CasesError, ConfigError, GeometryError, InputError
 from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
 from medseg.labels import LabelTable
@@ -49,7 +50,7 @@ def test_a_table_and_its_label_table(folder: Path) -> None:
         assert [(row.name, row.patient) for row in cohort.rows] == [("img_0", "p0"), ("img_1", "p1")]
         assert cohort.labels == LABELS
     (folder / "labels.json").unlink()
-    assert find_cohort(folder).labels is None
+    assert find_cohort(folder).labels == LABELS  # the label files name them, too
 
 
 def test_labels_come_in_the_axis_order_of_their_image(folder: Path) -> None:
@@ -95,21 +96,18 @@ def test_decathlon_images_have_no_channel_number(tmp_path: Path, ending: str) ->
     )
 
 
-def test_several_channels_are_refused(tmp_path: Path) -> None:
-    folder = dataset(tmp_path, {"1": "liver"}, {"a": "a_0000.nii.gz"})
-    (folder / "imagesTr" / "a_0001.nii.gz").touch()
-    with pytest.raises(InputError, match=r"a_0001\.nii\.gz: case a has 2 channels, one is supported"):
-        find_cohort(folder)
+def test_a_label_without_image_is_a_broken_case(tmp_path: Path) -> None:
+    cohort = find_cohort(dataset(tmp_path, {"1": "liver"}, {"a": "", "b": "b_0000.nii.gz"}))
+    assert [row.name for row in cohort.rows] == ["b"]
+    (broken,) = cohort.broken
+    assert broken.name == "a" and re.search(
+        r"labelsTr/a\.nii\.gz: no image .* expected .*a_0000\.nii\.gz", broken.reason
+    )
+    with pytest.raises(CasesError, match=r"^2 of 2 cases of the cohort cannot be used.*\ncase a: .*\ncase b: "):
+        list(read_cases(cohort))
 
 
-def test_a_label_without_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"labelsTr/a\.nii\.gz: no image for this label; expected .*a_0000\.nii\.gz"):
-        find_cohort(dataset(tmp_path, {"1": "liver"}, {"a": ""}))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"labels": ["liver"]}', '{"labels": {"liver": [1, 2]}}', '{"labels": {"liver": "x"}}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"labels": ["liver"]}', '{"labels": {"liver": "x"}}'])
 def test_a_broken_dataset_json_is_refused(tmp_path: Path, text: str) -> None:
     dataset(tmp_path, {}, {"a": "a_0000.nii.gz"})
     (tmp_path / "dataset.json").write_text(text)

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import InputError
-from medseg.io.cohort_table import case_name, read_cohort_labels, read_cohort_table, stem_of
+from medseg.io.cohort_table import (
+    case_name,
+    names_patients,
+    read_cohort_channels,
+    read_cohort_labels,
+    read_cohort_table,
+    stem_of,
+)
 from medseg.labels import LabelTable
 
 
@@ -48,10 +55,27 @@ def test_paths_are_relative_to_the_table_and_columns_may_come_in_any_order(tmp_p
     assert read_cohort_table(folder / "cohort.csv") == rows
 
 
+def test_channels_have_a_column_each_and_patients_may_be_left_out(tmp_path: Path) -> None:
+    text = "image:T2,label,image: T1 c\nb.nii,l.nii,a.nii\nc.nii,m.nii,d.nii\n"
+    folder = cohort(tmp_path, text, "a.nii", "b.nii", "c.nii", "d.nii", "l.nii", "m.nii")
+    assert read_cohort_channels(folder) == ("T2", "T1 c")
+    first, second = read_cohort_table(folder)
+    assert first.images == (tmp_path / "b.nii", tmp_path / "a.nii") and first.name == first.patient == "b"
+    assert second.patient == "c" and not names_patients(folder)
+    (tmp_path / "a.nii").unlink()
+    with pytest.raises(InputError, match=r"row 2: image 'a\.nii' does not exist"):
+        read_cohort_table(folder)
+    assert len(read_cohort_table(folder, images=False)) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,label\na.nii,b.nii\n", r"\['patient'\] are missing"),
+        ("image,patient\na.nii,p\n", r"\['label'\] are missing"),
+        ("picture,label\na.nii,p\n", r"\['image'\] are missing"),
+        ("image,label,patient\na.nii,b.nii,\n", "row 2: patient empty"),
+        ("image,image:T1,label\na.nii,a.nii,b.nii\n", "expected one column image, or one per channel"),
+        ("image:T1,image: T1,label\na.nii,a.nii,b.nii\n", "each with a name of its own"),
         ("image,label,patient\n", "no cases"),
         ("", "are missing"),
         ("image,label,patient\na.nii,b.nii,p\na.nii,,p\n", "row 3: label empty"),

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from medseg.cli import console
-from medseg.errors import MedsegError
+from medseg.errors import CasesError, MedsegError
 
 app = typer.Typer(
     name="medseg",
@@ -53,6 +53,10 @@ def main() -> None:
         if message:  # without a verb the help has been shown and the message is empty
             _refuse(f"{message} (see medseg --help)")
         code = 2
+    except CasesError as error:
+        code = _refuse(error.headline)
+        for reason in error.reasons:
+            _tell("  " + " ".join(reason.split()), style="red")
     except MedsegError as error:
         code = _refuse(str(error))
     except OSError as error:

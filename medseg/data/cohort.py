@@ -1,125 +1,283 @@
 """Labelled cohorts: find the cases, read and check each one."""
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from highdicom import Volume
 
 from medseg.data.grid import stack_channels
-from medseg.errors import GeometryError, InputError
-from medseg.io import read_instances, read_volume
-from medseg.io.cohort_table import TABLE_NAME, CohortRow, read_cohort_labels, read_cohort_table, stem_of
-from medseg.labels import Label, LabelTable, palette_colour
+from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset
+from medseg.errors import CasesError, ConfigError, GeometryError, InputError, MedsegError
+from medseg.io.cohort_table import (
+    TABLE_NAME,
+    CohortRow,
+    names_patients,
+    read_cohort_channels,
+    read_cohort_labels,
+    read_cohort_table,
+)
+from medseg.io.identity import read_patient_id
+from medseg.io.instances import has_segments, is_dicom, read_instances
+from medseg.io.label_names import read_label_table, united_labels
+from medseg.io.patient_folders import BrokenCase, find_patient_cases
+from medseg.io.volumes import read_channels
+from medseg.labels import Kind, Label, LabelTable
 from medseg.progress import Track, silent
 from medseg.values.geometry import describe_grid, grid_map
 from medseg.values.instances import InstanceSet
+from medseg.values.kinds import by_kind
+from medseg.values.placement import place
 
-#: What label files of nnU-Net's and the Decathlon's folders end in.
-LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cohort:
-    """Cases and what they share.
-
-    Attributes:
-        rows: the cases.
-        channels: names of the images that every case has, in the order of its ``images``.
-        labels: None: each label file brings its own table, and all must agree.
-    """
-
-    rows: tuple[CohortRow, ...]
-    channels: tuple[str, ...]
-    labels: LabelTable | None
+#: What a cohort may be, for messages.
+EXPECTED = f"a folder with {TABLE_NAME} (image,label,patient), with dataset.json, or with a DICOM folder per patient"
 
 
-#: What the channel of a cohort of one image per case is called, where nothing names it.
-ONE_CHANNEL = ("image",)
-
-
-def find_cohort(path: Path | str) -> Cohort:
-    """Find the cases of a cohort by looking.
+def find_cohort(path: Path | str, kinds: Mapping[str, Kind] | None = None, track: Track = silent) -> Cohort:
+    """Find the cases of a cohort by looking; no voxel is read.
 
     Args:
-        path: a folder with ``cohort.csv`` (or that file), or an nnU-Net / Medical Segmentation Decathlon
-            folder with ``dataset.json``, ``imagesTr`` and ``labelsTr``, one channel.
+        path: a folder with ``cohort.csv`` (or a CSV of that form), with ``dataset.json`` (nnU-Net, nnDetection,
+            Medical Segmentation Decathlon, see `medseg.data.layouts`), or with a folder per patient that holds DICOM
+            series and a SEG or RTSTRUCT. ``labels.json`` in it is the label table and wins over every other.
+        kinds: label name -> kind, which wins over the label table's.
+        track: progress over folders of DICOM.
+
+    Returns:
+        The cases. What lacks a file is in ``broken``, and `read_cases` raises it.
 
     Raises:
-        InputError: nothing there, none of these layouts, or a broken table.
+        InputError: nothing there, no or several of these layouts, a broken table, or no case that can be used.
+        ConfigError: a kind for a label that the cohort does not have.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such cohort; expected a folder with {TABLE_NAME} or dataset.json")
-    if path.is_file() or (path / TABLE_NAME).exists():
-        return Cohort(rows=tuple(read_cohort_table(path)), channels=ONE_CHANNEL, labels=read_cohort_labels(path))
-    if (path / "dataset.json").exists():
-        return _find_dataset(path)
-    raise InputError(f"{path}: not a cohort; expected a folder with {TABLE_NAME} (image,label,patient) or dataset.json")
+        raise InputError(f"{path}: no such cohort; expected {EXPECTED}")
+    cohort = _look(path, track)
+    if not cohort.rows:
+        raise broken_error([InputError(f"case {case.name}: {case.reason}") for case in cohort.broken], 0)
+    own = read_cohort_labels(path)
+    if own is not None:
+        cohort = replace(cohort, labels=own)
+    elif cohort.labels is None:
+        cohort = _with_names(cohort, path)
+    return with_kinds(cohort, kinds or {}, path)
 
 
-def _find_dataset(folder: Path) -> Cohort:
-    """Read nnU-Net's (v1, v2) and the Decathlon's folder layout."""
-    table = folder / "dataset.json"
-    try:
-        data = json.loads(table.read_text(encoding="utf-8-sig"))
-        names = {}
-        for key, value in data["labels"].items():
-            number, name = (int(value), str(key)) if not str(key).isdigit() else (int(key), str(value))
-            if number:
-                names[number] = name
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{table}: expected JSON with 'labels' as nnU-Net writes it ({error})") from None
-    images, labels = folder / "imagesTr", folder / "labelsTr"
-    rows = []
-    for label in sorted(p for p in labels.glob("*") if p.name.endswith(LABEL_SUFFIXES)):
-        if label.name.startswith("."):  # the Decathlon's archives hold macOS' ._ files beside every label
+def _look(path: Path, track: Track) -> Cohort:
+    """Tell the layout of a cohort and find its cases."""
+    if path.is_file():
+        if path.name in DATASET_NAMES:
+            return find_dataset(path)
+        if path.suffix.lower() == ".csv":
+            return _find_table(path)
+        raise InputError(f"{path}: not a cohort; expected a CSV with the columns image, label, patient, or {EXPECTED}")
+    found = [name for name in (TABLE_NAME, *DATASET_NAMES) if (path / name).is_file()]
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: {' and '.join(found)} found, expected one; name the one that counts, {path / found[0]}"
+        )
+    if found:
+        return _find_table(path / found[0]) if found[0] == TABLE_NAME else find_dataset(path / found[0])
+    rows, broken = find_patient_cases(path, track)
+    if not rows and not broken:
+        raise InputError(f"{path}: not a cohort; expected {EXPECTED}; found {_describe(path)}")
+    layout = "DICOM folder per patient"
+    return Cohort(rows=tuple(rows), channels=ONE_CHANNEL, labels=None, layout=layout, broken=tuple(broken))
+
+
+def _describe(folder: Path) -> str:
+    """Return what is in a folder that is no cohort, and what might be meant."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    for entry in entries:
+        if entry.suffix.lower() == ".csv":
+            return f"{entry.name}, which is taken where it is named: {entry}"
+        if entry.is_dir() and any((entry / name).is_file() for name in (TABLE_NAME, *DATASET_NAMES)):
+            return f"a cohort in {entry}; name that folder"
+    folders = sum(entry.is_dir() for entry in entries)
+    return f"{len(entries) - folders} files and {folders} folders, none with a SEG or RTSTRUCT"
+
+
+def _find_table(table: Path) -> Cohort:
+    rows, broken = [], []
+    for row in read_cohort_table(table, images=False, labels=False):
+        missing = [file for file in (*row.images, row.label) if not file.exists()]
+        if missing:
+            broken.append(BrokenCase(name=row.name, reason=f"{missing[0]}: no such file, but {table.name} lists it"))
+        else:
+            rows.append(row)
+    if not names_patients(table):
+        rows = _patients_by_id(rows)
+    names = read_cohort_channels(table)
+    return Cohort(rows=tuple(rows), channels=names, labels=None, layout="table", broken=tuple(broken))
+
+
+def _patients_by_id(rows: Sequence[CohortRow]) -> list[CohortRow]:
+    """Return the cases, DICOM images of one PatientID as one patient; what they are called then is a number."""
+    patients: dict[str, str] = {}
+    grouped = []
+    for row in rows:
+        try:
+            known = read_patient_id(row.images[0])
+        except MedsegError:  # no DICOM, no PatientID, or unreadable, which reading the case will tell
+            grouped.append(row)
             continue
-        stem = stem_of(label)
-        ending = label.name[len(stem) :]
-        channels = sorted(images.glob(f"{stem}_[0-9][0-9][0-9][0-9]{ending}"))
-        if len(channels) > 1:
-            raise InputError(f"{channels[1]}: case {stem} has {len(channels)} channels, one is supported")
-        image = channels[0] if channels else images / f"{stem}{ending}"
-        if not image.exists():
-            raise InputError(f"{label}: no image for this label; expected {images / f'{stem}_0000{ending}'}")
-        rows.append(CohortRow(name=stem, images=(image,), label=label, patient=stem))
+        grouped.append(replace(row, patient=patients.setdefault(known, f"patient {len(patients) + 1}")))
+    return grouped
+
+
+def _with_names(cohort: Cohort, path: Path) -> Cohort:
+    """Return the cohort with the labels that its label files name; without a table where none of them does."""
+    tables, rows, broken, nameless = [], [], list(cohort.broken), []
+    for row in cohort.rows:
+        try:
+            table = read_label_table(row.label)
+        except MedsegError as error:
+            broken.append(BrokenCase(name=row.name, reason=str(error)))
+            continue
+        rows.append(row)
+        if table is None:
+            nameless.append(row)
+        else:
+            tables.append(table)
+    if tables and nameless:
+        raise InputError(
+            f"{path}: {len(tables)} label files name their labels and {len(nameless)} do not ({nameless[0].label}); "
+            'give the cohort one labels.json, such as [{"id": 1, "name": "liver"}]'
+        )
     if not rows:
-        raise InputError(f"{labels}: no label files ({', '.join(LABEL_SUFFIXES)})")
-    described = LabelTable(
-        Label(id=number, name=name, colour=palette_colour(position), kind="single")
-        for position, (number, name) in enumerate(sorted(names.items()))
-    )
-    return Cohort(rows=tuple(rows), channels=ONE_CHANNEL, labels=described)
+        raise broken_error([InputError(f"case {case.name}: {case.reason}") for case in broken], 0)
+    labels = united_labels(tables) if tables else None
+    return replace(cohort, rows=tuple(rows), labels=labels, broken=tuple(broken))
+
+
+def parse_kind(text: str) -> tuple[str, Kind]:
+    """Read ``NAME=KIND`` as `medseg check --kind` takes it; the name may hold equal signs.
+
+    Raises:
+        ConfigError: another form, or an unknown kind.
+    """
+    name, _, kind = text.rpartition("=")
+    for known in get_args(Kind):
+        if name.strip() and kind.strip() == known:
+            return name.strip(), known
+    raise ConfigError(f"--kind {text!r}: expected NAME=KIND with a kind of {', '.join(get_args(Kind))}")
+
+
+def with_kinds(cohort: Cohort, kinds: Mapping[str, Kind], path: Path) -> Cohort:
+    """Return the cohort with other kinds for the labels named.
+
+    Raises:
+        ConfigError: a name that is no label of the cohort.
+    """
+    if not kinds:
+        return cohort
+    if cohort.labels is None:
+        raise ConfigError(
+            f"{path}: the labels of this cohort have no names, so none can be given a kind; write labels.json beside "
+            'it, such as [{"id": 1, "name": "liver", "kind": "components"}]'
+        )
+    unknown = [name for name in kinds if name not in cohort.labels.names]
+    if unknown:
+        raise ConfigError(f"--kind {unknown[0]}: no such label in {path}; it has {', '.join(cohort.labels.names)}")
+    table = LabelTable(replace(label, kind=kinds.get(label.name, label.kind)) for label in cohort.labels)
+    return replace(cohort, labels=table)
 
 
 def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[tuple[Volume, ...], InstanceSet]:
     """Read the images and the label of a case, all of them in the first image's axis order.
 
+    Objects are what the kinds of the label table say (see `medseg.values.kinds.by_kind`).
+
     Raises:
         InputError: a file that cannot be read, or a label map without any object.
         GeometryError: images, or image and label, in different places.
     """
-    volumes = stack_channels([read_volume(image) for image in row.images], [str(image) for image in row.images])
-    instances = read_instances(row.label, labels=labels)
-    axis_map = grid_map(instances.geometry, volumes[0])
-    if axis_map is None:
+    try:
+        volumes = _read_images(row)
+        instances = _read_objects(row, volumes[0], labels)
+    except MedsegError as error:
+        raise type(error)(f"case {row.name}: {error}") from None
+    except OSError as error:
+        raise InputError(f"case {row.name}: {error.filename}: cannot be read ({error.strerror or error})") from None
+    return volumes, by_kind(instances) if labels is not None else instances
+
+
+def _read_images(row: CohortRow) -> tuple[Volume, ...]:
+    volumes: list[Volume] = []
+    names: list[str] = []
+    for image in row.images:
+        found = read_channels(image, series=row.series)
+        volumes += found
+        names += [str(image)] * len(found)
+    return stack_channels(volumes, names)
+
+
+def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None) -> InstanceSet:
+    """Read the label of a case on the grid of its image.
+
+    DICOM need not cover all of the image, nor need a .seg.nrrd that was cut to its objects; what has the image's shape
+    must lie on it.
+    """
+    geometry = volume.get_geometry()
+    dicom = row.label.is_file() and is_dicom(row.label)
+    instances = read_instances(row.label, labels=labels, image=geometry if dicom else None)
+    axis_map = grid_map(instances.geometry, volume)
+    if axis_map is not None:
+        instances = instances.moved(axis_map)
+    elif has_segments(row.label) and sorted(instances.geometry.spatial_shape) != sorted(geometry.spatial_shape):
+        instances = place(instances, geometry, f"{row.label}: the segmentation")
+    else:
         raise GeometryError(
-            f"case {row.name}: image and label are in different places: {row.images[0]} has "
-            f"{describe_grid(volumes[0])}, {row.label} has {describe_grid(instances.geometry)}; bring the label to "
-            "the image's grid"
+            f"image and label are in different places: {row.images[0]} has {describe_grid(volume)}, {row.label} has "
+            f"{describe_grid(instances.geometry)}; bring the label to the image's grid"
         )
     if not len(instances):
-        raise InputError(f"case {row.name}: {row.label} is an empty label, nothing is marked; take the case out")
-    return volumes, instances.moved(axis_map)
+        raise InputError(f"{row.label} is an empty label, nothing is marked; take the case out")
+    return instances
+
+
+def read_cohort_case(row: CohortRow, cohort: Cohort) -> tuple[tuple[Volume, ...], InstanceSet]:
+    """Read a case (see `read_case`) and check that it has the channels of its cohort.
+
+    Raises:
+        InputError: see `read_case`; or more or fewer images than the cohort has channels.
+    """
+    volumes, instances = read_case(row, cohort.labels)
+    if len(volumes) != len(cohort.channels):
+        raise InputError(
+            f"case {row.name}: {row.images[0]}: {len(volumes)} channels, expected {len(cohort.channels)} "
+            f"({', '.join(cohort.channels)}); is it a series of other images?"
+        )
+    return volumes, instances
 
 
 def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
-    """Read the cases of a cohort one after the other; the first broken one ends it with its error."""
+    """Read the cases of a cohort one after the other; broken ones are passed over and raised at the end.
+
+    Raises:
+        InputError, GeometryError: of the one broken case.
+        CasesError: several cases are broken.
+    """
+    errors: list[MedsegError] = [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
     for row in track(cohort.rows, "reading cases", len(cohort.rows)):
-        volumes, instances = read_case(row, cohort.labels)
+        try:
+            volumes, instances = read_cohort_case(row, cohort)
+        except MedsegError as error:
+            errors.append(error)
+            continue
         yield row, volumes, instances
+    if errors:
+        raise broken_error(errors, len(cohort.rows) + len(cohort.broken))
+
+
+def broken_error(errors: Sequence[MedsegError], cases: int) -> MedsegError:
+    """Return the one error of the broken cases among ``cases`` (0: no case can be used); at least one."""
+    if len(errors) == 1:
+        return errors[0]
+    of = f"{len(errors)} of {cases} cases" if cases else f"all {len(errors)} cases"
+    return CasesError(f"{of} of the cohort cannot be used; mend them or take them out:", [str(e) for e in errors])
 
 
 def common_labels(tables: Sequence[LabelTable], source: str) -> LabelTable:

@@ -1,8 +1,9 @@
 """The cohort table: which image belongs to which label file and patient.
 
-A cohort is a folder with ``cohort.csv`` (columns image, label, patient; paths relative to the table) and,
-beside it, ``labels.json`` with the label table. Training and evaluation both read it here, so that they
-give a case the same name.
+A cohort is a folder with ``cohort.csv`` (columns image, label and, if wanted, patient; paths relative to the table)
+and, beside it, ``labels.json`` with the label table. Cases with several images have a column ``image:NAME`` per channel
+in place of ``image``, such as ``image:T1,image:T2``. Training and evaluation both read it here, so that they give a
+case the same name.
 """
 
 import csv
@@ -16,6 +17,8 @@ from medseg.labels import LabelTable
 COLUMNS = ("image", "label", "patient")
 TABLE_NAME = "cohort.csv"
 LABELS_NAME = "labels.json"
+#: What the column of a channel begins with, where there are several; the rest is its name.
+CHANNEL_PREFIX = "image:"
 
 #: Endings that are taken off a file name to get its stem, longest first.
 _SUFFIXES = (".seg.nrrd", ".seg.nhdr", ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
@@ -30,12 +33,14 @@ class CohortRow:
         images: absolute paths of the images, a file or a DICOM folder each; one per channel, in the cohort's order.
         label: absolute path of the label file.
         patient: whose image it is; cases of one patient are never split between training and validation.
+        series: SeriesInstanceUID of the image, where its DICOM folder may hold several; None elsewhere.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path
     patient: str
+    series: str | None = None
 
 
 def stem_of(path: Path) -> str:
@@ -62,21 +67,57 @@ def table_path(path: Path | str) -> Path:
     return path / TABLE_NAME if path.is_dir() else path
 
 
-def read_cohort_table(path: Path | str, *, images: bool = True) -> list[CohortRow]:
+def read_cohort_table(path: Path | str, *, images: bool = True, labels: bool = True) -> list[CohortRow]:
     """Read a cohort table.
 
     Args:
         path: the table, or the folder that holds ``cohort.csv``.
         images: whether the images must be there; evaluation reads the label files alone.
+        labels: whether the label files must be there.
 
     Returns:
-        The cases in the order of the table; at least one.
+        The cases in the order of the table; at least one. Without a column ``patient`` each is a patient of its own.
 
     Raises:
         InputError: no table, not a CSV, a column missing, no rows, an empty cell, a file that is not
             there (row named; the header is row 1), or two rows of one name.
     """
     table = table_path(path)
+    header, entries = _read_csv(table)
+    columns = list(_image_columns(header, table).values()) + ["label"] + ["patient"] * ("patient" in header)
+    rows: list[CohortRow] = []
+    first_line: dict[str, int] = {}
+    for line, entry in entries:
+        row = _read_row(entry, columns, table, line)
+        for column, file in (*(("image", image) for image in row.images), ("label", row.label)):
+            if not file.exists() and (labels if column == "label" else images):
+                raise InputError(f"{table}, row {line}: {column} {file.name!r} does not exist (looked for {file})")
+        if row.name in first_line:
+            raise InputError(
+                f"{table}, rows {first_line[row.name]} and {line}: two cases are called {row.name!r}; rename the images"
+            )
+        first_line[row.name] = line
+        rows.append(row)
+    return rows
+
+
+def read_cohort_channels(path: Path | str) -> tuple[str, ...]:
+    """Return what the images of a cohort table are called, in the order of its columns: ``image`` for one.
+
+    Raises:
+        InputError: see `read_cohort_table`.
+    """
+    table = table_path(path)
+    return tuple(_image_columns(_read_csv(table)[0], table))
+
+
+def names_patients(path: Path | str) -> bool:
+    """Tell whether a cohort table has a column ``patient``."""
+    return "patient" in _read_csv(table_path(path))[0]
+
+
+def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
+    """Return the header of a table, and its rows with the number of their last line."""
     if not table.exists():
         raise InputError(f"{table}: no such cohort table; expected a CSV with the columns {', '.join(COLUMNS)}")
     try:
@@ -87,34 +128,39 @@ def read_cohort_table(path: Path | str, *, images: bool = True) -> list[CohortRo
             entries = [(reader.line_num, entry) for entry in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: not a readable UTF-8 CSV file ({error})") from None
-    missing = [column for column in COLUMNS if column not in header]
+    missing = [] if any(c == "image" or c.startswith(CHANNEL_PREFIX) for c in header) else ["image"]
+    missing += [] if "label" in header else ["label"]
     if missing:
         raise InputError(f"{table}: columns {missing} are missing (found {header}); expected {', '.join(COLUMNS)}")
     if not entries:
         raise InputError(f"{table}: no cases below the header; add a row per case")
-    rows: list[CohortRow] = []
-    first_line: dict[str, int] = {}
-    for line, entry in entries:
-        row = _read_row(entry, table, line, images)
-        if row.name in first_line:
-            raise InputError(
-                f"{table}, rows {first_line[row.name]} and {line}: two cases are called {row.name!r}; rename the images"
-            )
-        first_line[row.name] = line
-        rows.append(row)
-    return rows
+    return header, entries
 
 
-def _read_row(entry: dict[str, str | None], table: Path, line: int, images: bool) -> CohortRow:
-    cells = {column: (entry.get(column) or "").strip() for column in COLUMNS}
-    empty = [column for column in COLUMNS if not cells[column]]
+def _image_columns(header: list[str], table: Path) -> dict[str, str]:
+    """Return the column of each channel."""
+    channels = [column for column in header if column.startswith(CHANNEL_PREFIX)]
+    if not channels:
+        return {"image": "image"}
+    names = [column.removeprefix(CHANNEL_PREFIX).strip() for column in channels]
+    if "image" in header or len(set(names)) != len(names) or not all(names):
+        raise InputError(
+            f"{table}: columns {['image'] * ('image' in header) + channels}; expected one column image, or one per "
+            "channel, each with a name of its own (image:T1,image:T2)"
+        )
+    return dict(zip(names, channels, strict=True))
+
+
+def _read_row(entry: dict[str, str | None], columns: list[str], table: Path, line: int) -> CohortRow:
+    cells = {column: (entry.get(column) or "").strip() for column in columns}
+    empty = [column for column in columns if not cells[column]]
     if empty:
         raise InputError(f"{table}, row {line}: {' and '.join(empty)} empty; fill in every column")
-    image, label = (table.parent.absolute() / cells[column] for column in ("image", "label"))
-    for column, file in (("image", image), ("label", label)):
-        if not file.exists() and (images or column == "label"):
-            raise InputError(f"{table}, row {line}: {column} {cells[column]!r} does not exist (looked for {file})")
-    return CohortRow(name=case_name(image, label), images=(image,), label=label, patient=cells["patient"])
+    files = {column: table.parent.absolute() / cells[column] for column in columns if column != "patient"}
+    label = files.pop("label")
+    pictures = tuple(files.values())
+    name = case_name(pictures[0], label)
+    return CohortRow(name=name, images=pictures, label=label, patient=cells.get("patient", name))
 
 
 def read_cohort_labels(path: Path | str) -> LabelTable | None:

@@ -1,4 +1,4 @@
-"""The patient's id, for those who ask that it be kept (``--keep-identity``).
+"""The patient's id: for those who ask that it be kept (``--keep-identity``), and to tell which cases are one patient's.
 
 Nothing else that medseg writes names the patient, DICOM objects aside: those belong to the patient's study and carry
 its header.
@@ -42,8 +42,12 @@ def read_patient_id(path: Path | str | Sequence[Path | str], series: str | None 
 
 def _patient_id(paths: list[Path], series: str | None) -> str:
     scan = scan_path(paths if len(paths) > 1 else paths[0])
-    first = choose_series(scan, paths[0], series)[0]
+    return patient_id_of(choose_series(scan, paths[0], series)[0].path)
+
+
+def patient_id_of(file: Path) -> str:
+    """Return the PatientID of a DICOM file, empty where it has none. It names the patient: never print or write it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = dcmread(first.path, force=True, specific_tags=["PatientID", "SpecificCharacterSet"])
+        header = dcmread(file, force=True, specific_tags=["PatientID", "SpecificCharacterSet"])
         return " ".join(str(header.get("PatientID") or "").split())

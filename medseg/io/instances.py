@@ -199,8 +199,7 @@ def read_instances_with_origin(
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {what}, expected a file of {', '.join(READABLE)}")
-    name = path.name.lower()
-    if name.endswith(DICOM_SUFFIX) or _is_dicom(path):
+    if is_dicom(path):
         return _read_dicom(path, labels, image, ignore_frame_of_reference, resample, note)
     found = _read_file(path, labels)
     grid = image if image is None or isinstance(image, VolumeGeometry) else image.geometry
@@ -213,7 +212,7 @@ def read_instances_with_origin(
 
 def _read_file(path: Path, labels: LabelTable | None) -> InstanceSet:
     name = path.name.lower()
-    if name.endswith(SEG_NRRD_SUFFIX) or _has_segments(path):
+    if has_segments(path):
         from medseg.io.labelmap import relabelled
         from medseg.io.seg_nrrd import read_seg_nrrd
 
@@ -262,8 +261,10 @@ def _read_dicom(
     return ReadInstances(instances=found, context=context, algorithms=algorithms)
 
 
-def _is_dicom(path: Path) -> bool:
-    """Tell whether a file has the DICM mark of DICOM PS3.10, section 7.1."""
+def is_dicom(path: Path) -> bool:
+    """Tell whether a file has a DICOM suffix or the DICM mark of DICOM PS3.10, section 7.1."""
+    if path.name.lower().endswith(DICOM_SUFFIX):
+        return True
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -276,8 +277,10 @@ def _has_channels(path: Path) -> bool:
     return count_nifti_channels(path) > 1 or channels_record(path) is not None
 
 
-def _has_segments(path: Path) -> bool:
-    """Tell whether a plain .nrrd is a 3D Slicer segmentation, by its header."""
+def has_segments(path: Path) -> bool:
+    """Tell whether a file is a 3D Slicer segmentation: a .seg.nrrd, or a plain .nrrd that its header calls one."""
+    if path.name.lower().endswith(SEG_NRRD_SUFFIX):
+        return True
     if path.suffix.lower() != ".nrrd":
         return False
     with path.open("rb") as file:

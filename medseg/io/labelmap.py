@@ -175,6 +175,11 @@ def _read_sidecar(path: Path) -> _Record | None:
     return _Record(path=path, objects=objects, labels=labels)
 
 
+def read_sidecar_labels(path: Path) -> LabelTable | None:
+    """Return the label table in medseg's JSON beside a label map or 4-D NIfTI; None where there is none."""
+    return _read_table(sidecar_of(path))
+
+
 def _read_table(path: Path) -> LabelTable | None:
     """Return the label table that medseg noted beside a semantic map, None where there is none."""
     try:

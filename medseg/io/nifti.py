@@ -90,6 +90,13 @@ def read_nifti_channels(path: Path) -> Iterator[Volume]:
         _check_rest(stream, header, path)
 
 
+def read_nifti_images(path: Path) -> tuple[Volume, ...]:
+    """Read every volume along the fourth axis as an image (see `read_nifti`); one where the file has three axes."""
+    return tuple(
+        make_volume(to_image(volume.array, str(path)), volume.affine, str(path)) for volume in read_nifti_channels(path)
+    )
+
+
 def write_nifti(path: Path, volume: Volume, *, label_table: bytes | None = None, description: str = "") -> None:
     """Write a volume on its own grid: sform and qform with code 1 (scanner), millimetres, no scaling.
 

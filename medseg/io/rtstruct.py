@@ -258,7 +258,7 @@ def _build(
     notes: list[str],
 ) -> tuple[list[Instance], list[Algorithm], LabelTable]:
     try:
-        labels, table, details = _labels(rois, dataset)
+        labels, table, details = roi_labels(rois, dataset)
     except (MedsegError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: its regions of interest are no usable labels: {error}") from None
     of_roi: dict[int, list[_Placed]] = {}
@@ -322,7 +322,9 @@ def _fill(
     return mask, (int(first[0]), int(first[1]), int(first[2]))
 
 
-def _labels(rois: Sequence[Roi], dataset: Dataset) -> tuple[list[int], LabelTable, dict[int, tuple[float, int | None]]]:
+def roi_labels(
+    rois: Sequence[Roi], dataset: Dataset
+) -> tuple[list[int], LabelTable, dict[int, tuple[float, int | None]]]:
     """Return the label id of each region, the table, and score and original number of those that medseg wrote."""
     noted = noted_by_medseg(dataset)
     rows = noted.get("segments", {})

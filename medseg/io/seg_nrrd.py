@@ -203,6 +203,25 @@ def read_seg_nrrd(path: Path) -> InstanceSet:
         raise InputError(f"{path}: not a usable segmentation: {error}") from None
 
 
+def read_seg_nrrd_labels(path: Path) -> LabelTable:
+    """Read the labels of a segmentation alone, empty segments included; no voxel is read.
+
+    Raises:
+        InputError: not a readable segmentation.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise InputError(f"{path}: not a readable NRRD file (damaged or cut short?); export it again") from None
+    header = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    try:
+        return _labels(header, _segments(header, reader.GetNumberOfComponents()))[1]
+    except (MedsegError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a usable segmentation: {error}") from None
+
+
 def _segments(header: dict[str, str], layers: int) -> list[_Segment]:
     numbers = sorted({int(match[1]) for key in header if (match := re.match(r"Segment(\d+)_", key))})
     if not numbers and TABLE_KEY not in header:

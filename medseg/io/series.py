@@ -1,5 +1,6 @@
 """SeriesInfo: what a file or folder holds, told without voxels and without the patient."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class SeriesInfo:
     is_image: bool = True
     problem: str = ""
     files: tuple[Path, ...] = ()
+
+
+def series_name(uid: str) -> str:
+    """Return what a DICOM series is called in names of cases and files: folders are often named after patients."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:10]
 
 
 def grid_fields(grid: VolumeGeometry) -> dict:

@@ -12,7 +12,14 @@ from medseg.io.dicom import list_dicom, read_dicom
 from medseg.io.itk import ITK_SUFFIXES, read_itk, read_itk_grid
 from medseg.io.itk_header import read_header
 from medseg.io.itk_writer import write_itk
-from medseg.io.nifti import NIFTI_SUFFIXES, check_nifti_size, read_nifti, read_nifti_grid, write_nifti
+from medseg.io.nifti import (
+    NIFTI_SUFFIXES,
+    check_nifti_size,
+    read_nifti,
+    read_nifti_grid,
+    read_nifti_images,
+    write_nifti,
+)
 from medseg.io.series import SeriesInfo, grid_fields
 from medseg.progress import Note, Track, silent, unheard
 
@@ -76,6 +83,26 @@ def read_volume(
             )
     source = paths if len(paths) > 1 else paths[0]
     return read_dicom(source, series, track, resample_uneven=resample_uneven, resample_tilt=resample_tilt, note=note)
+
+
+def read_channels(path: Path | str, *, series: str | None = None, note: Note = unheard) -> tuple[Volume, ...]:
+    """Read an image that may hold several channels: each volume of a 4-D NIfTI file is one, as in the Decathlon.
+
+    Args:
+        path: see `read_volume`; files of other formats hold one channel.
+        series: SeriesInstanceUID, needed where a DICOM folder holds several image series.
+        note: told what was set aside.
+
+    Returns:
+        A volume per channel, in the order of the file, all on one grid.
+
+    Raises:
+        InputError, GeometryError: see `read_volume`.
+    """
+    paths = _existing(path)
+    if _kind(paths) == "nifti":
+        return read_nifti_images(paths[0])
+    return (read_volume(path, series=series, note=note),)
 
 
 def list_series(path: Path | str | Sequence[Path | str], *, track: Track = silent) -> list[SeriesInfo]:
