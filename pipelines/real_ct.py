@@ -89,7 +89,7 @@ trained = time.perf_counter() - start
 
 predictor = StudyPredictor(run, device)
 for name, study in studies.items():
-    prediction, _ = predictor.run(study, args.out / "predictions", name, track=console.track)
+    prediction, _ = predictor.run((study,), args.out / "predictions", name, track=console.track)
     truth = read_instances(labels[name])
     picture = args.out / "predictions" / name / f"{name}_comparison.png"
     save_overlay(picture, read_volume(study), prediction.instances, reference=truth)

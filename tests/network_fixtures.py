@@ -74,6 +74,21 @@ def simple_case(seed: int, shape: tuple[int, int, int] = (14, 60, 68)) -> tuple[
     return volume, InstanceSet.from_masks([(1, organ), (2, lesions[0]), (2, lesions[1])], volume, LABELS)
 
 
+def one_image(seed: int, shape: tuple[int, int, int] = (14, 60, 68)) -> tuple[tuple[Volume, ...], InstanceSet]:
+    """Return `simple_case` as a study of one image."""
+    volume, truth = simple_case(seed, shape)
+    return (volume,), truth
+
+
+def two_images(seed: int) -> tuple[tuple[Volume, ...], InstanceSet]:
+    """Return `simple_case` as a study of two images, of which the first shows the organ and the second the lesions."""
+    volume, truth = simple_case(seed)
+    first, second = (volume.array.astype(np.float32) for _ in range(2))
+    first[volume.array > 150] = 0.0
+    second[(volume.array > 50) & (volume.array < 150)] = 0.0
+    return tuple(make_volume(a, volume.affine, "image") for a in (first, second + 500.0)), truth
+
+
 def empty_volume(shape: tuple[int, int, int] = (5, 37, 41)) -> Volume:
     """Return water and nothing in it."""
     affine = np.eye(4)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from network_fixtures import HPL, LABELS, simple_case
+from network_fixtures import HPL, LABELS, one_image, simple_case
 
 from medseg.data.cache import load_case, prepare_case
 from medseg.data.grid import to_network_grid
 from medseg.errors import GeometryError, InputError
-from medseg.values.geometry import AxisMap, make_volume
+from medseg.values.geometry import IDENTITY, AxisMap, grid_map, make_volume
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import InputPlan
 
@@ -25,11 +25,12 @@ def full(mask: np.ndarray, offset: tuple[int, int, int], shape: tuple[int, ...])
 
 def test_on_its_own_grid_a_case_is_kept_voxel_by_voxel(tmp_path: Path) -> None:
     volume, truth = simple_case(1)
-    prepare_case("a", volume, truth, AS_IT_IS, tmp_path)
+    prepare_case("a", (volume,), truth, AS_IT_IS, tmp_path)
     case = load_case(tmp_path, "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.npy", "a.npz"]
-    np.testing.assert_array_equal(case.array, volume.array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.masks.npy", "a.npy"]
+    np.testing.assert_array_equal(case.array, volume.array[None])
     assert isinstance(case.array, np.memmap) and case.slice_spacing_mm == 5.0 and case.name == "a"
+    assert grid_map(case.geometry, volume) == IDENTITY
     assert [o.label for o in case.objects] == [1, 2, 2]
     for found, instance in zip(case.objects, truth, strict=True):
         np.testing.assert_array_equal(found.mask, instance.mask)
@@ -41,13 +42,15 @@ def test_on_its_own_grid_a_case_is_kept_voxel_by_voxel(tmp_path: Path) -> None:
 def test_objects_follow_the_image_onto_the_grid(tmp_path: Path) -> None:
     """Cropped to the body and resampled, every object covers the pixels whose values are its own."""
     volume, truth = simple_case(1)
-    prepare_case("a", volume, truth, RESAMPLED, tmp_path)
+    prepare_case("a", (volume,), truth, RESAMPLED, tmp_path)
     case = load_case(tmp_path, "a")
-    np.testing.assert_array_equal(case.array, to_network_grid(volume, RESAMPLED).array)
+    grid = to_network_grid((volume,), RESAMPLED)
+    np.testing.assert_array_equal(case.array, grid.array)
+    np.testing.assert_array_equal(case.geometry.affine, grid.array_geometry.affine)
     # Half way from the water around to the object's own value lies its edge.
     for found, instance, low, high in zip(case.objects, truth, (50, 125, 125), (150, 400, 400), strict=True):
-        mask = full(found.mask, found.offset, case.array.shape)
-        seen = (case.array > low) & (case.array < high)
+        mask = full(found.mask, found.offset, case.array.shape[1:])
+        seen = (case.array[0] > low) & (case.array[0] < high)
         assert (mask & seen).sum() / mask.sum() > 0.95
         ml = mask.sum() * 5.0 * 1.3 * 3.1 / 1000
         expected = truth.volume_ml(instance.id)
@@ -57,10 +60,10 @@ def test_objects_follow_the_image_onto_the_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize("plan", [AS_IT_IS, RESAMPLED], ids=["as it is", "resampled"])
 def test_axis_orders_of_image_and_label_do_not_matter(tmp_path: Path, plan: InputPlan) -> None:
     volume, truth = simple_case(2)
-    prepare_case("plain", volume, truth, plan, tmp_path)
+    prepare_case("plain", (volume,), truth, plan, tmp_path)
     image_map = AxisMap(order=(2, 0, 1), flips=(False, True, True))
     label_map = AxisMap(order=(1, 2, 0), flips=(True, False, False))
-    prepare_case("moved", image_map.volume(volume), truth.moved(label_map), plan, tmp_path)
+    prepare_case("moved", (image_map.volume(volume),), truth.moved(label_map), plan, tmp_path)
     a, b = load_case(tmp_path, "plain"), load_case(tmp_path, "moved")
     np.testing.assert_array_equal(a.array, b.array)
     for one, other in zip(a.objects, b.objects, strict=True):
@@ -77,9 +80,9 @@ def test_overlaps_stay_and_what_lies_in_the_air_is_cut(tmp_path: Path) -> None:
     inner, outer, beside, half = (np.zeros(array.shape, bool) for _ in range(4))
     inner[1, 15:20, 15:20] = outer[:, 12:28, 12:38] = beside[:, 0:4, 0:4] = half[1, 20:24, 40:50] = True
     truth = InstanceSet.from_masks([(1, outer), (2, inner), (2, beside), (2, half)], volume, LABELS)
-    prepare_case("a", volume, truth, InputPlan(spacing_mm=(2.0, 2.0), air_threshold=-300.0), tmp_path)
+    prepare_case("a", (volume,), truth, InputPlan(spacing_mm=(2.0, 2.0), air_threshold=-300.0), tmp_path)
     case = load_case(tmp_path, "a")
-    assert case.array.shape == (3, 28, 38)  # the block and 4 pixels around it
+    assert case.array.shape == (1, 3, 28, 38)  # the block and 4 pixels around it
     assert [(o.label, o.offset, o.mask.shape) for o in case.objects] == [
         (1, (0, 6, 6), (3, 16, 26)),
         (2, (1, 9, 9), (1, 5, 5)),
@@ -92,7 +95,7 @@ def test_an_object_smaller_than_half_a_pixel_is_left_out(tmp_path: Path) -> None
     speck = np.zeros(volume.array.shape, bool)
     speck[3, 30, 30] = True
     both = InstanceSet.from_masks([(2, speck), (1, truth.full_mask(1))], volume, LABELS)
-    prepare_case("a", volume, both, InputPlan(spacing_mm=(6.0, 6.0)), tmp_path)
+    prepare_case("a", (volume,), both, InputPlan(spacing_mm=(6.0, 6.0)), tmp_path)
     assert [o.label for o in load_case(tmp_path, "a").objects] == [1]
 
 
@@ -102,14 +105,14 @@ def test_another_place_is_refused_and_nothing_is_written(tmp_path: Path) -> None
     affine[:3, 3] += 0.5
     elsewhere = make_volume(volume.array, affine, "moved")
     with pytest.raises(GeometryError, match="case a: image and label are in different places"):
-        prepare_case("a", elsewhere, truth, AS_IT_IS, tmp_path)
+        prepare_case("a", (elsewhere,), truth, AS_IT_IS, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("victim", ["a.json", "a.npy", "a.npz"])
+@pytest.mark.parametrize("victim", ["a.json", "a.masks.npy", "a.npy"])
 @pytest.mark.parametrize("fault", ["missing", "cut", "empty"])
 def test_a_case_that_is_not_whole_is_refused(tmp_path: Path, victim: str, fault: str) -> None:
-    prepare_case("a", *simple_case(1), AS_IT_IS, tmp_path)
+    prepare_case("a", *one_image(1), AS_IT_IS, tmp_path)
     path = tmp_path / victim
     data = path.read_bytes()
     path.unlink()
@@ -120,7 +123,7 @@ def test_a_case_that_is_not_whole_is_refused(tmp_path: Path, victim: str, fault:
 
 
 def test_a_record_without_its_keys_is_refused(tmp_path: Path) -> None:
-    prepare_case("a", *simple_case(1), AS_IT_IS, tmp_path)
+    prepare_case("a", *one_image(1), AS_IT_IS, tmp_path)
     for text in ("{}", "[]", '{"slice_spacing_mm": 5, "objects": [{}]}', '{"slice_spacing_mm": null, "objects": []}'):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(InputError, match="not a readable prepared case"):

@@ -56,7 +56,7 @@ def test_windows_map_to_minus_one_and_one_and_clip() -> None:
     values = np.array([-500, -100, 0, 100, 300, 900], np.int16)
     array = np.broadcast_to(values, (3, 1, 6)) + np.array([-40, 0, 40], np.int16)[:, None, None]
     plan = InputPlan(spacing_mm=(1, 1), context_mm=(-2.0, 0.0, 2.0), windows=((-100.0, 300.0), (0.0, 100.0)))
-    channels = network_input(array, 1, 2.0, plan)
+    channels = network_input(array[None], 1, 2.0, plan)
     assert channels.shape == (plan.channels, 1, 6) and channels.dtype == np.float32
     # window by window, planes ascending in each
     np.testing.assert_allclose(channels[1, 0], [-1, -1, -0.5, 0, 1, 1], atol=1e-6)
@@ -69,4 +69,4 @@ def test_windows_map_to_minus_one_and_one_and_clip() -> None:
 def test_standard_scores_are_one_channel_a_plane() -> None:
     plan = InputPlan(spacing_mm=(1, 1), context_mm=(-1.0, 0.0), intensity="zscore")
     array = ramp(1.0)
-    np.testing.assert_array_equal(network_input(array, 3, 1.0, plan), array[[2, 3]])
+    np.testing.assert_array_equal(network_input(array[None], 3, 1.0, plan), array[[2, 3]])

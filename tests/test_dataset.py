@@ -1,10 +1,13 @@
 """Training samples: chosen by (seed, number) alone, boxes around masks, augmentation of both together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from highdicom import VolumeGeometry
 from monai.transforms import Compose
-from network_fixtures import ellipse, simple_case, tiny_plan
+from network_fixtures import ellipse, one_image, tiny_plan
 from torch.utils.data import DataLoader
 
 from medseg.data.cache import CachedCase, CachedObject, load_case, prepare_case
@@ -20,7 +23,7 @@ from medseg.values.plan import Plan
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     folder = tmp_path_factory.mktemp("cases")
     for seed, shape in ((0, (14, 60, 68)), (1, (12, 70, 72))):
-        prepare_case(f"case{seed}", *simple_case(seed, shape), tiny_plan().input, folder)
+        prepare_case(f"case{seed}", *one_image(seed, shape), tiny_plan().input, folder)
     return [load_case(folder, f"case{seed}") for seed in (0, 1)]
 
 
@@ -72,7 +75,7 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
         matches = [
             (case, z, r, c)
             for case in cases
-            for z in range(case.array.shape[0])
+            for z in range(case.array.shape[1])
             for r, c in windows_with(network_input(case.array, z, 5.0, plan.input), image.numpy())
         ]
         assert len(matches) == 1
@@ -80,7 +83,7 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
         expected = []
         everything = np.zeros((2, 32, 32), bool)
         for item in case.objects:
-            whole = np.zeros(case.array.shape, bool)
+            whole = np.zeros(case.array.shape[1:], bool)
             window = tuple(slice(o, o + n) for o, n in zip(item.offset, item.mask.shape, strict=True))
             whole[window] = item.mask
             part = whole[z, r : r + 32, c : c + 32]
@@ -111,9 +114,10 @@ def windows_with(image: np.ndarray, crop: np.ndarray) -> list[tuple[int, int]]:
 
 
 def test_slices_smaller_than_the_crop_are_padded_with_their_edge() -> None:
-    array = np.arange(3 * 10 * 12, dtype=np.int16).reshape(3, 10, 12)
-    item = CachedObject(label=1, mask=np.ones((3, 4, 5), bool), offset=(0, 3, 2))
-    case = CachedCase(name="small", array=array, slice_spacing_mm=5.0, objects=(item,))
+    array = np.arange(3 * 10 * 12, dtype=np.int16).reshape(1, 3, 10, 12)
+    item = CachedObject.of(1, np.ones((3, 4, 5), bool), (0, 3, 2))
+    geometry = VolumeGeometry(np.diag([5.0, 2.0, 2.0, 1.0]), array.shape[1:], "PATIENT")
+    case = CachedCase(name="small", array=array, geometry=geometry, slice_spacing_mm=5.0, objects=(item,))
     plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 64]}, LabelTable.from_names(["organ"]))
     image, boxes, _, masks, _, _ = SliceDataset([case], plan, 5, seed=0)[0]
     top, left = (32 - 10) // 2, (64 - 12) // 2
@@ -132,10 +136,8 @@ def test_slices_without_objects_are_samples_too(cases: list[CachedCase]) -> None
 
 
 def test_classes_are_drawn_as_the_plan_balances_them(cases: list[CachedCase]) -> None:
-    one_to_three = tuple(CachedObject(label=2, mask=o.mask, offset=o.offset) for o in cases[0].objects)
-    case = CachedCase(
-        name="a", array=cases[0].array, slice_spacing_mm=5.0, objects=(*cases[0].objects[:1], *one_to_three)
-    )
+    one_to_three = tuple(replace(o, label=2) for o in cases[0].objects)
+    case = replace(cases[0], objects=(*cases[0].objects[:1], *one_to_three))
     for balance, expected in ((0.0, 0.25), (1.0, 0.5), (0.5, 1 / (1 + 3**0.5))):
         dataset = SliceDataset([case], tiny_plan({"training.class_balance": balance}), 1, seed=0)
         np.testing.assert_allclose(dataset.label_chance, [expected, 1 - expected])

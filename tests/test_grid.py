@@ -24,10 +24,10 @@ STORED = [
 def test_the_array_does_not_depend_on_how_a_study_is_stored(stored: AxisMap, intensity: str) -> None:
     plan = InputPlan(spacing_mm=(1.7, 2.3), air_threshold=-300.0, intensity=intensity)  # type: ignore[arg-type]
     volume, _ = simple_case(1)
-    expected = to_network_grid(volume, plan)
+    expected = to_network_grid((volume,), plan)
     moved = stored.volume(volume)
     affine = moved.affine.astype(np.float32).astype(np.float64)  # as NIfTI keeps it
-    grid = to_network_grid(make_volume(np.ascontiguousarray(moved.array), affine, "float32"), plan)
+    grid = to_network_grid((make_volume(np.ascontiguousarray(moved.array), affine, "float32"),), plan)
     np.testing.assert_array_equal(grid.array, expected.array)
     assert grid.slice_spacing_mm == expected.slice_spacing_mm == 5.0
     assert (grid.rows, grid.columns) == (expected.rows, expected.columns)
@@ -40,8 +40,8 @@ def test_rounding_in_a_float32_affine_does_not_change_the_size() -> None:
     affine[:3, :3] = HPL * [3.0, 0.7, 0.7]
     volume = make_volume(np.zeros((2, 10, 10), np.int16), affine, "exact")
     rounded = make_volume(volume.array, affine.astype(np.float32).astype(np.float64), "float32")
-    shapes = [to_network_grid(v, InputPlan(spacing_mm=(2.0, 2.0))).array.shape for v in (volume, rounded)]
-    assert shapes == [(2, 4, 4)] * 2
+    shapes = [to_network_grid((v,), InputPlan(spacing_mm=(2.0, 2.0))).array.shape for v in (volume, rounded)]
+    assert shapes == [(1, 2, 4, 4)] * 2
 
 
 def test_an_oblique_grid_keeps_its_voxels(oblique_geometry: VolumeGeometry, rng: np.random.Generator) -> None:
@@ -50,20 +50,20 @@ def test_an_oblique_grid_keeps_its_voxels(oblique_geometry: VolumeGeometry, rng:
     turned = AxisMap(order=(2, 0, 1), flips=(True, False, True)).volume(volume)
     plan = InputPlan(spacing_mm=(0.8, 0.7))
     for stored in (volume, turned):
-        grid = to_network_grid(stored, plan)
-        np.testing.assert_array_equal(grid.array, array)
+        grid = to_network_grid((stored,), plan)
+        np.testing.assert_array_equal(grid.array, array[None])
         assert grid.slice_spacing_mm == 3.0 and grid.factors == (1.0, 1.0)
 
 
 def test_pixels_are_those_of_the_plan_and_slices_stay() -> None:
     volume, _ = simple_case(1)
-    grid = to_network_grid(volume, PLAN)
+    grid = to_network_grid((volume,), PLAN)
     rows, columns = grid.rows[1] - grid.rows[0], grid.columns[1] - grid.columns[0]
-    assert grid.array.shape == (14, round(rows * 2.0 / 1.7), round(columns * 2.0 / 2.3))
+    assert grid.array.shape == (1, 14, round(rows * 2.0 / 1.7), round(columns * 2.0 / 2.3))
     assert grid.array.dtype == np.int16
-    assert to_network_grid(volume, InputPlan(spacing_mm=(1, 1), orientation="acquisition")).array.shape[0] == 14
-    cut_sideways = to_network_grid(volume, InputPlan(spacing_mm=(5, 2), orientation="LPF"))
-    assert cut_sideways.array.shape == (68, round(60 * 2.0 / 5), round(14 * 5.0 / 2)) and (
+    assert to_network_grid((volume,), InputPlan(spacing_mm=(1, 1), orientation="acquisition")).array.shape[1] == 14
+    cut_sideways = to_network_grid((volume,), InputPlan(spacing_mm=(5, 2), orientation="LPF"))
+    assert cut_sideways.array.shape == (1, 68, round(60 * 2.0 / 5), round(14 * 5.0 / 2)) and (
         cut_sideways.slice_spacing_mm == 2.0
     )
 
@@ -71,8 +71,8 @@ def test_pixels_are_those_of_the_plan_and_slices_stay() -> None:
 def test_to_source_undoes_the_way_there() -> None:
     """Pixel edges of the cropped and resampled slice land on the edges of the source's window, boxes in proportion."""
     volume, _ = simple_case(2)
-    grid = to_network_grid(volume, PLAN)
-    height, width = grid.array.shape[1:]
+    grid = to_network_grid((volume,), PLAN)
+    height, width = grid.array.shape[2:]
     boxes = np.array([[0, 0, width, height], [width / 4, height / 2, width / 2, height]], np.float32)
     found = Detections(
         slice_index=3,
@@ -97,9 +97,11 @@ def test_a_spot_is_found_again_where_it_was() -> None:
     array[1, 20:28, 31:47] = 1000
     affine = np.eye(4)
     affine[:3, :3] = HPL * [4.0, 1.1, 0.9]
-    grid = to_network_grid(make_volume(array, affine, "block"), InputPlan(spacing_mm=(2.0, 1.5), air_threshold=-300.0))
+    grid = to_network_grid(
+        (make_volume(array, affine, "block"),), InputPlan(spacing_mm=(2.0, 1.5), air_threshold=-300.0)
+    )
     assert (grid.rows, grid.columns) == ((9 - BODY_MARGIN, 45 + BODY_MARGIN), (13 - BODY_MARGIN, 66 + BODY_MARGIN))
-    weight = np.clip(grid.array[1].astype(float), 0, None)
+    weight = np.clip(grid.array[0, 1].astype(float), 0, None)
     rows, columns = np.indices(weight.shape) + 0.5
     y, x = (weight * rows).sum() / weight.sum(), (weight * columns).sum() / weight.sum()
     spot = Detections(
@@ -110,6 +112,20 @@ def test_a_spot_is_found_again_where_it_was() -> None:
         masks=np.zeros((1, 2, 2), np.float32),
     )
     np.testing.assert_allclose(grid.to_source(spot).boxes[0, :2], [39.0, 24.0], atol=0.05)
+    place = grid.array_geometry.affine @ (1, y - 0.5, x - 0.5, 1)  # 0.5 is the centre of the first pixel, index 0
+    np.testing.assert_allclose(place, affine @ (1, 23.5, 38.5, 1), atol=0.05)
+
+
+def test_the_array_covers_the_window_it_was_cut_from(oblique_geometry: VolumeGeometry) -> None:
+    """The outer corner of the first pixel and that of the last are those of the source's, in the patient."""
+    volume = Volume(np.zeros((5, 7, 11), np.int16), oblique_geometry.affine, "PATIENT")
+    grid = to_network_grid((volume,), InputPlan(spacing_mm=(0.5, 1.9)))
+    found = grid.array_geometry
+    assert found.spatial_shape == grid.array.shape[1:] == (5, 11, 4)
+    for corner in (-0.5 * np.ones(3), np.array(found.spatial_shape) - 0.5):
+        expected = np.where(corner < 0, -0.5, np.array([5, 7, 11]) - 0.5)
+        there = found.affine @ (*corner, 1), grid.geometry.affine @ (*expected, 1)
+        np.testing.assert_allclose(*there, atol=1e-9)
 
 
 def test_body_window() -> None:
@@ -124,24 +140,24 @@ def test_body_window() -> None:
 
 def test_standard_scores_have_mean_0_and_sd_1() -> None:
     volume, _ = simple_case(3)
-    grid = to_network_grid(volume, InputPlan(spacing_mm=(2.0, 2.0), intensity="zscore"))
+    grid = to_network_grid((volume,), InputPlan(spacing_mm=(2.0, 2.0), intensity="zscore"))
     assert grid.array.dtype == np.float32
     assert abs(grid.array.mean(dtype=np.float64)) < 1e-5 and abs(grid.array.std(dtype=np.float64) - 1) < 1e-5
     flat = make_volume(np.full((2, 40, 40), 5, np.int16), volume.affine, "flat")
-    np.testing.assert_array_equal(to_network_grid(flat, InputPlan(spacing_mm=(2, 2), intensity="zscore")).array, 0)
+    np.testing.assert_array_equal(to_network_grid((flat,), InputPlan(spacing_mm=(2, 2), intensity="zscore")).array, 0)
 
 
 def test_values_beyond_16_bits_are_clipped_not_wrapped() -> None:
     volume, _ = simple_case(3)
     array = np.full((2, 40, 40), 1e6, np.float32)
     array[1] = -1e6
-    grid = to_network_grid(make_volume(array, volume.affine, "extreme"), InputPlan(spacing_mm=(2, 2)))
-    assert set(grid.array[0].ravel()) == {32767} and set(grid.array[1].ravel()) == {-32768}
+    grid = to_network_grid((make_volume(array, volume.affine, "extreme"),), InputPlan(spacing_mm=(2, 2)))
+    assert set(grid.array[0, 0].ravel()) == {32767} and set(grid.array[0, 1].ravel()) == {-32768}
 
 
 def test_the_axis_map_leads_from_the_source_to_the_grid() -> None:
     volume, _ = simple_case(3)
     moved = AxisMap(order=(1, 2, 0), flips=(True, False, True)).volume(volume)
-    grid = to_network_grid(moved, PLAN)
+    grid = to_network_grid((moved,), PLAN)
     assert grid_map(moved, grid.geometry) == grid.axis_map
     np.testing.assert_array_equal(grid.axis_map.array(moved.array), volume.array)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import typer
 from highdicom import Volume
-from network_fixtures import empty_volume, simple_case, tiny_plan
+from network_fixtures import empty_volume, one_image, simple_case, tiny_plan
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     plan = tiny_plan(SETTINGS)
     for seed in range(3):
-        prepare_case(f"case{seed}", *simple_case(seed), plan.input, folder)
+        prepare_case(f"case{seed}", *one_image(seed), plan.input, folder)
     cases = [load_case(folder, f"case{seed}") for seed in range(3)]
     train(cases, plan, folder / "run", CPU)
     return folder / "run"
@@ -70,7 +70,7 @@ def case() -> tuple[Volume, InstanceSet]:
 
 @pytest.fixture(scope="module")
 def prediction(predictor: Predictor, case: tuple[Volume, InstanceSet]) -> Prediction:
-    return predictor.predict(case[0])
+    return predictor.predict(case[:1])
 
 
 def masks_on(found: InstanceSet, volume: Volume) -> list[tuple[int, float, NDArray[np.bool_]]]:
@@ -112,7 +112,7 @@ def test_permuted_axes_give_the_same_masks(
     stored: AxisMap, predictor: Predictor, prediction: Prediction, case: tuple[Volume, InstanceSet]
 ) -> None:
     volume = stored.volume(case[0])
-    found = predictor.predict(volume).instances
+    found = predictor.predict((volume,)).instances
     np.testing.assert_array_equal(found.geometry.affine, volume.affine)
     assert_same(found, prediction.instances, case[0])
 
@@ -132,13 +132,13 @@ def test_ras_nifti_and_dicom_give_the_same_masks(
     write_ct_series(tmp_path / "dicom", volume, seed=1, description="case")
     for path in (tmp_path / "ras.nii.gz", tmp_path / "dicom"):
         image = read_volume(path)
-        found = predictor.predict(image).instances
+        found = predictor.predict((image,)).instances
         assert_same(found, prediction.instances, volume)
 
 
 def test_the_batch_size_changes_nothing(run: Path, prediction: Prediction, case: tuple[Volume, InstanceSet]) -> None:
     plan, model = load_run(run, CPU)
-    alone = Predictor(plan.with_overrides({"inference.batch_size": 1}), model, CPU).predict(case[0])
+    alone = Predictor(plan.with_overrides({"inference.batch_size": 1}), model, CPU).predict(case[:1])
     pairs = zip(masks_on(alone.instances, case[0]), masks_on(prediction.instances, case[0]), strict=True)
     for (label, score, mask), (wanted, wanted_score, wanted_mask) in pairs:
         assert label == wanted and score == pytest.approx(wanted_score, abs=1e-4)
@@ -147,14 +147,14 @@ def test_the_batch_size_changes_nothing(run: Path, prediction: Prediction, case:
 
 @pytest.mark.parametrize("shape", [(5, 37, 41), (1, 8, 9), (2, 32, 33), (1, 1, 1)])
 def test_any_shape_goes_through_and_an_empty_volume_is_empty(predictor: Predictor, shape: tuple) -> None:
-    prediction = predictor.predict(empty_volume(shape))
+    prediction = predictor.predict((empty_volume(shape),))
     assert len(prediction.instances) == 0 and prediction.warnings == ("nothing found",)
 
 
 def test_pixels_much_coarser_than_in_training_are_told(predictor: Predictor) -> None:
     coarse = make_volume(np.zeros((2, 9, 9), np.int16), np.diag([5.0, 7.0, 7.0, 1.0]), "coarse")
     acquisition = Predictor(predictor.plan.with_overrides({"input.orientation": "acquisition"}), predictor.model, CPU)
-    assert "pixels of 7 mm are much coarser than the 2 mm of training" in acquisition.predict(coarse).warnings
+    assert "pixels of 7 mm are much coarser than the 2 mm of training" in acquisition.predict((coarse,)).warnings
 
 
 # -- runs -----------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_names_of_folders_and_patients_stay_out(study: Path, run: Path, tmp_path
     assert len(name) == 10 and set(name) <= set("0123456789abcdef")
     assert study_name(study / "dicom") == study_name(next((study / "dicom").iterdir())) == name
     (tmp_path / "out").mkdir()
-    _, saved = StudyPredictor(run, CPU).run(study, tmp_path / "out", name)
+    _, saved = StudyPredictor(run, CPU).run((study,), tmp_path / "out", name)
     found = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert sorted(found) == sorted(saved.files)
     for path in found:

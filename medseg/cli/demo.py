@@ -117,7 +117,7 @@ def _predict(rows: "list[CohortRow]", out: Path, device: "torch.device") -> list
     predictor = StudyPredictor(out / "run", device)
     pictures = []
     for row in console.track(rows, "predicting"):
-        prediction, _ = predictor.run(row.images[0], out / "predictions", row.name)
+        prediction, _ = predictor.run(row.images, out / "predictions", row.name)
         pictures.append(out / "predictions" / row.name / f"{row.name}_comparison.png")
         volume = read_volume(row.images[0])
         save_overlay(pictures[-1], volume, prediction.instances, reference=read_instances(row.label))

@@ -18,8 +18,14 @@ NAME = "predict"
 
 
 def run(
-    source: Annotated[
-        Path, typer.Option("--input", "-i", help="DICOM folder or file, zip, NIfTI, NRRD, MHA; or a cohort.csv.")
+    sources: Annotated[
+        list[Path],
+        typer.Option(
+            "--input",
+            "-i",
+            help="DICOM folder or file, zip, NIfTI, NRRD, MHA; or a cohort.csv. A model of several channels (MR "
+            "sequences) takes one -i for each, in the order of input.channel_names in its plan.yaml.",
+        ),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a training run (medseg train -o).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, a folder per case in it.")],
@@ -41,20 +47,27 @@ def run(
     from medseg.io.cohort_table import TABLE_NAME, read_cohort_table
 
     chosen = set_up(device, threads)
-    if not source.exists():
-        raise ConfigError(f"{source}: no such file or folder; expected a study or a cohort.csv")
+    for source in sources:
+        if not source.exists():
+            raise ConfigError(f"{source}: no such file or folder; expected a study or a cohort.csv")
+    source = sources[0]
     if name is not None and (not name or "/" in name or "\\" in name or name.startswith(".")):
         raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
     check_folder(out)
     predictor = StudyPredictor(model, chosen)
     if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
-        studies = [(row.name, row.images[0]) for row in read_cohort_table(source, images=False)]
+        studies = [(row.name, row.images) for row in read_cohort_table(source, images=False)]
+        if len(sources) > 1:
+            raise ConfigError(f"{source}: a cohort is the only input (-i), found {len(sources)} of them")
         if name or series:
             raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
     else:
-        studies = [(name or study_name(source, series), source)]
+        if series and len(sources) > 1:
+            raise ConfigError("--series chooses from one input (-i); give each series its own folder")
+        studies = [(name or study_name(source, series), tuple(sources))]
     for case, study in studies:
-        check_apart(out / case, study)
+        for image in study:
+            check_apart(out / case, image)
     failures = {}
     for case, study in studies:
         try:

@@ -36,18 +36,23 @@ def context_planes(
 
 
 def network_input(array: NDArray, index: int, slice_spacing_mm: float, plan: InputPlan) -> NDArray[np.float32]:
-    """Return the network's input [C, H, W] for one slice of a `NetworkGrid` array (or a crop of it).
+    """Return the network's input [C, H, W] for one slice of a `NetworkGrid` array [N, Z, H, W] (or a crop of it).
 
-    Channels are ordered window by window, planes ascending within each: (window 0, plane 0), (window 0,
-    plane 1), ... A window maps low..high to -1..1 and clips.
+    Channels are ordered image by image, window by window within each, planes ascending within those:
+    (image 0, window 0, plane 0), (image 0, window 0, plane 1), ..., (image 0, window 1, plane 0), ... A window
+    maps low..high to -1..1 and clips.
     """
-    planes = context_planes(array, index, plan.context_mm, slice_spacing_mm)
-    if plan.intensity == "zscore":
-        return planes
-    channels = np.empty((plan.channels, *planes.shape[1:]), np.float32)
-    for i, (low, high) in enumerate(plan.windows):
-        part = channels[i * len(planes) : (i + 1) * len(planes)]
-        np.multiply(planes - low, 2 / (high - low), out=part)
-        part -= 1
-        np.clip(part, -1, 1, out=part)
+    count = len(plan.context_mm)
+    channels = np.empty((plan.channels, *array.shape[2:]), np.float32)
+    parts = iter(channels.reshape(-1, count, *array.shape[2:]))
+    for image in array:
+        planes = context_planes(image, index, plan.context_mm, slice_spacing_mm)
+        if plan.intensity == "zscore":
+            next(parts)[:] = planes
+            continue
+        for low, high in plan.windows:
+            part = next(parts)
+            np.multiply(planes - low, 2 / (high - low), out=part)
+            part -= 1
+            np.clip(part, -1, 1, out=part)
     return channels

@@ -74,7 +74,7 @@ class SliceDataset(Dataset[Sample]):
             (c, o)
             for c, case in enumerate(self.cases)
             for o, x in enumerate(case.objects)
-            if all(FOCUS_MARGIN * n <= m for n, m in zip(x.mask.shape[1:], training.focus_size, strict=True))
+            if all(FOCUS_MARGIN * n <= m for n, m in zip(x.shape[1:], training.focus_size, strict=True))
         ]
         missing = [plan.labels[label].name for label, found in self.by_label.items() if not found]
         if missing:
@@ -108,16 +108,16 @@ class SliceDataset(Dataset[Sample]):
             case, number = self._object(rng, focused)
             found = self.cases[case].objects[number]
             z = int(rng.choice(self.slices[case][number]))
-            plane = found.mask[z - found.offset[0]]
+            plane = found.plane(z)
             centre = np.array([(hit[0] + hit[-1] + 1) / 2 for hit in map(np.flatnonzero, (plane.any(1), plane.any(0)))])
             centre += np.array(found.offset[1:]) + rng.uniform(-0.35, 0.35, 2) * crop
         else:
             case = int(rng.integers(len(self.cases)))
-            z = int(rng.integers(self.cases[case].array.shape[0]))
-            centre = rng.uniform(0, 1, 2) * self.cases[case].array.shape[1:]
+            z = int(rng.integers(self.cases[case].array.shape[1]))
+            centre = rng.uniform(0, 1, 2) * self.cases[case].array.shape[2:]
         # Keep the crop inside the slice where the slice is larger; centre it where it is smaller.
         half = crop / 2
-        size = np.array(self.cases[case].array.shape[1:])
+        size = np.array(self.cases[case].array.shape[2:])
         centre = np.where(size <= crop, size / 2, np.clip(centre, half, np.maximum(size - half, half)))
         return _Place(case, z, float(centre[0]), float(centre[1]), shape)
 
@@ -132,8 +132,8 @@ class SliceDataset(Dataset[Sample]):
         size = [int(np.ceil(n * oversize / 2)) * 2 for n in place.size]
         case = self.cases[place.case]
         first = [round(place.row - size[0] / 2), round(place.column - size[1] / 2)]
-        window, padding = _window(first, size, case.array.shape[1:])
-        array = case.array[:, window[0], window[1]]
+        window, padding = _window(first, size, case.array.shape[2:])
+        array = case.array[:, :, window[0], window[1]]
         image = network_input(array, place.slice_index, case.slice_spacing_mm, self.plan.input)
         image = np.pad(image, ((0, 0), *padding), mode="edge")
         classes, masks = [], []
@@ -158,9 +158,9 @@ class SliceDataset(Dataset[Sample]):
         found = []
         for item in case.objects:
             z = index - item.offset[0]
-            if not 0 <= z < item.mask.shape[0]:
+            if not 0 <= z < item.shape[0] or not item.areas[z]:
                 continue
-            plane = item.mask[z]
+            plane = item.plane(index)
             offset = [item.offset[1] - first[0], item.offset[2] - first[1]]
             start = [max(0, o) for o in offset]
             stop = [min(n, o + m) for n, o, m in zip(size, offset, plane.shape, strict=True)]

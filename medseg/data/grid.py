@@ -1,13 +1,13 @@
-"""From a volume in the patient to the grid that the network sees; one function for training and inference."""
+"""From the images of a study to the grid that the network sees; one way for training and inference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from highdicom import Volume, VolumeGeometry
 from numpy.typing import NDArray
 
-from medseg.errors import GeometryError
+from medseg.errors import GeometryError, InputError
 from medseg.values.detections import Detections
 from medseg.values.geometry import AxisMap, describe_grid, grid_map, orientation_map, spacing_of
 from medseg.values.plan import InputPlan
@@ -18,36 +18,68 @@ BODY_MARGIN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkGrid:
-    """A volume in the Plan's orientation and pixel size, and the way back.
+class GridPlace:
+    """Where the network's grid lies in a study, and the way back.
 
     Attributes:
-        array: [Z, h, w], int16 HU (``window``) or float32 (``zscore``: mean 0, SD 1).
         slice_spacing_mm: distance of slices.
         axis_map: from the source's axes to the network's.
         geometry: the source grid in the network's axis order, not resampled.
-        rows, columns: (first, last + 1) source pixels that ``array`` covers.
+        rows, columns: (first, last + 1) source pixels that the network sees.
+        size: (rows, columns) of a slice in the network's pixels.
     """
 
-    array: NDArray
     slice_spacing_mm: float
     axis_map: AxisMap
     geometry: VolumeGeometry
     rows: tuple[int, int]
     columns: tuple[int, int]
+    size: tuple[int, int]
 
     @property
     def factors(self) -> tuple[float, float]:
         """Network pixels per source pixel along rows and columns."""
         return (
-            self.array.shape[1] / (self.rows[1] - self.rows[0]),
-            self.array.shape[2] / (self.columns[1] - self.columns[0]),
+            self.size[0] / (self.rows[1] - self.rows[0]),
+            self.size[1] / (self.columns[1] - self.columns[0]),
         )
+
+    @property
+    def array_geometry(self) -> VolumeGeometry:
+        """Where the network's pixels lie in the patient (pixel i covers [i, i + 1))."""
+        step = np.eye(4)
+        for axis, first, factor in zip((1, 2), (self.rows[0], self.columns[0]), self.factors, strict=True):
+            step[axis, axis] = 1 / factor
+            step[axis, 3] = first + 0.5 / factor - 0.5  # the centre of the first pixel, in source pixels
+        shape = (self.geometry.spatial_shape[0], *self.size)
+        frame = self.geometry.frame_of_reference_uid
+        return VolumeGeometry(self.geometry.affine @ step, shape, "PATIENT", frame_of_reference_uid=frame)
 
     def to_source(self, detections: Detections) -> Detections:
         """Return detections in pixels of ``geometry``."""
         row_factor, column_factor = self.factors
         return detections.scaled(1 / row_factor, 1 / column_factor).shifted(self.rows[0], self.columns[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkGrid(GridPlace):
+    """The images of a study in the Plan's orientation and pixel size.
+
+    Attributes:
+        array: [N, Z, h, w], N images; int16 HU (``window``) or float32 (``zscore``: each image of mean 0, SD 1).
+    """
+
+    array: NDArray
+
+
+def check_channels(count: int, plan: InputPlan) -> None:
+    """Refuse (InputError) another number of images than the plan's."""
+    expected = len(plan.channel_names)
+    if count != expected:
+        raise InputError(
+            f"{count} {'image' if count == 1 else 'images'} of a study given, expected {expected}: give "
+            f"{', '.join(plan.channel_names)}, in this order"
+        )
 
 
 def stack_channels(volumes: Sequence[Volume], names: Sequence[str]) -> tuple[Volume, ...]:
@@ -91,29 +123,76 @@ def body_window(array: NDArray, threshold: float | None) -> tuple[tuple[int, int
     return window[0], window[1]
 
 
-def to_network_grid(volume: Volume, plan: InputPlan) -> NetworkGrid:
-    """Bring a volume into the Plan's orientation, cut off the air, and resample in plane.
+def place_grid(volumes: Sequence[Volume], plan: InputPlan) -> GridPlace:
+    """Decide where the network's grid lies: the Plan's orientation and pixels, the air around the patient cut off.
 
     Slices stay where they are. Spacings are taken to 0.1 um, so that the same study stored in another way
-    (float32 affine, another axis order) gives the same array.
+    (float32 affine, another axis order) gives the same grid.
+
+    Args:
+        volumes: one per channel of the plan, all on one grid up to axis order and flips.
+        plan: the input's.
+
+    Raises:
+        InputError: another number of images than the plan's.
+        GeometryError: images on different grids.
     """
-    axis_map = orientation_map(volume, plan.orientation)
-    array = axis_map.array(volume.array)
-    geometry = axis_map.geometry(volume)
+    check_channels(len(volumes), plan)
+    stacked = stack_channels(volumes, plan.channel_names)
+    axis_map = orientation_map(stacked[0], plan.orientation)
+    geometry = axis_map.geometry(stacked[0])
     slice_mm, row_mm, column_mm = (round(s, 4) for s in spacing_of(geometry))
-    rows, columns = body_window(array, plan.air_threshold)
-    array = array[:, rows[0] : rows[1], columns[0] : columns[1]]
-    if plan.intensity == "zscore":
-        values = np.ascontiguousarray(array, np.float32)
-        array = (values - values.mean(dtype=np.float64)) / max(float(values.std(dtype=np.float64)), 1e-6)
-    size = (
-        resampled_size(array.shape[1], row_mm, plan.spacing_mm[0]),
-        resampled_size(array.shape[2], column_mm, plan.spacing_mm[1]),
+    # What is tissue in any image belongs to the patient.
+    windows = [body_window(axis_map.array(volume.array), plan.air_threshold) for volume in stacked]
+    rows = (min(w[0][0] for w in windows), max(w[0][1] for w in windows))
+    columns = (min(w[1][0] for w in windows), max(w[1][1] for w in windows))
+    return GridPlace(
+        slice_spacing_mm=slice_mm,
+        axis_map=axis_map,
+        geometry=geometry,
+        rows=rows,
+        columns=columns,
+        size=(
+            resampled_size(rows[1] - rows[0], row_mm, plan.spacing_mm[0]),
+            resampled_size(columns[1] - columns[0], column_mm, plan.spacing_mm[1]),
+        ),
     )
-    out = np.empty((array.shape[0], *size), np.float32 if plan.intensity == "zscore" else np.int16)
-    for z in range(array.shape[0]):
-        plane = resample_plane(array[z], *size)
-        out[z] = plane if plan.intensity == "zscore" else np.clip(np.rint(plane), -32768, 32767)
-    return NetworkGrid(
-        array=out, slice_spacing_mm=slice_mm, axis_map=axis_map, geometry=geometry, rows=rows, columns=columns
-    )
+
+
+def array_type(plan: InputPlan) -> np.dtype:
+    """Return the type of a `NetworkGrid` array."""
+    return np.dtype(np.float32 if plan.intensity == "zscore" else np.int16)
+
+
+def grid_planes(volumes: Sequence[Volume], place: GridPlace, plan: InputPlan) -> Iterator[NDArray]:
+    """Give the slices of a `NetworkGrid` array one by one, image after image; no copy of a volume is made."""
+    for volume in stack_channels(volumes, plan.channel_names):
+        cut = place.axis_map.array(volume.array)[:, place.rows[0] : place.rows[1], place.columns[0] : place.columns[1]]
+        mean, deviation = _mean_and_deviation(cut) if plan.intensity == "zscore" else (0.0, 1.0)
+        for stored in cut:
+            plane = np.ascontiguousarray(stored, np.float32)  # sums then do not depend on the order in memory
+            if plan.intensity == "zscore":
+                yield resample_plane((plane - mean) / deviation, *place.size)
+            else:
+                yield np.clip(np.rint(resample_plane(plane, *place.size)), -32768, 32767).astype(np.int16)
+
+
+def _mean_and_deviation(array: NDArray) -> tuple[float, float]:
+    """Return mean and SD of [Z, H, W], slice by slice so that nothing as large as the volume is made."""
+    total = sum(float(np.ascontiguousarray(plane, np.float32).mean(dtype=np.float64)) for plane in array)
+    mean = total / len(array)
+    square = sum(float(np.square(np.ascontiguousarray(plane, np.float64) - mean).mean()) for plane in array)
+    return mean, max(float(np.sqrt(square / len(array))), 1e-6)
+
+
+def to_network_grid(volumes: Sequence[Volume], plan: InputPlan) -> NetworkGrid:
+    """Bring the images of a study into the Plan's orientation, cut off the air, and resample in plane.
+
+    See `place_grid` for arguments and errors.
+    """
+    place = place_grid(volumes, plan)
+    depth = place.geometry.spatial_shape[0]
+    array = np.empty((len(volumes), depth, *place.size), array_type(plan))
+    for out, plane in zip(array.reshape(-1, *place.size), grid_planes(volumes, place, plan), strict=True):
+        out[:] = plane
+    return NetworkGrid(**vars(place), array=array)

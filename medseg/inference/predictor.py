@@ -1,7 +1,7 @@
-"""From a volume to its objects: windows through the network, detections through the linker."""
+"""From the images of a study to its objects: windows through the network, detections through the linker."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ STRIDE = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """The objects found in a volume, on the volume's own grid.
+    """The objects found in a study, on the grid of its first image.
 
     Attributes:
         instances: the objects.
@@ -45,22 +45,30 @@ class Prediction:
 
 
 class Predictor:
-    """Applies one trained model to volumes."""
+    """Applies one trained model to studies."""
 
     def __init__(self, plan: Plan, model: MaskRCNN, device: torch.device):
         self.plan = plan
         self.model = model.to(device).eval()
         self.device = device
 
-    def predict(self, volume: Volume, track: Track = silent) -> Prediction:
-        """Find the objects of a volume.
+    def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
+        """Find the objects of a study.
 
-        The result does not depend on how the volume is stored: it is brought into the plan's orientation
-        first, and the masks go back to its own grid without resampling (boxes are scaled to the source's
-        pixels and masks pasted there).
+        The result does not depend on how the images are stored: they are brought into the plan's orientation
+        first, and the masks go back to the first image's own grid without resampling (boxes are scaled to the
+        source's pixels and masks pasted there).
+
+        Args:
+            volumes: one per channel of the plan, in its order, all on one grid up to axis order and flips.
+            track: progress over batches of slices.
+
+        Raises:
+            InputError: another number of images than the plan's.
+            GeometryError: images on different grids.
         """
         start = time.perf_counter()
-        grid = to_network_grid(volume, self.plan.input)
+        grid = to_network_grid(volumes, self.plan.input)
         gridded = time.perf_counter()
         detections = self.detect(grid, track)
         detected = time.perf_counter()
@@ -69,10 +77,10 @@ class Predictor:
         instances = found.instances.moved(grid.axis_map.inverse())
         linked = time.perf_counter()
         # The same grid, its affine to the last bit that of the source.
-        exact = InstanceSet(instances=instances.instances, geometry=volume.get_geometry(), labels=instances.labels)
+        exact = InstanceSet(instances=instances.instances, geometry=volumes[0].get_geometry(), labels=instances.labels)
         return Prediction(
             instances=exact,
-            warnings=tuple(self._warnings(volume, grid, instances)),
+            warnings=tuple(self._warnings(grid, instances)),
             seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
             doubtful_joins=found.doubtful_joins(self.plan.linking.doubtful_join),
             optimality_gap=found.optimality_gap,
@@ -81,11 +89,12 @@ class Predictor:
     def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
         """Run the network over every slice of a grid; boxes in pixels of ``grid.array``."""
         batch = self.plan.inference.batch_size
-        starts = range(0, grid.array.shape[0], batch)
+        depth = grid.array.shape[1]
+        starts = range(0, depth, batch)
         detections: list[Detections] = []
         with torch.inference_mode():
             for start in track(starts, "network", len(starts)):
-                indices = range(start, min(start + batch, grid.array.shape[0]))
+                indices = range(start, min(start + batch, depth))
                 images = np.stack([self._input(grid, i) for i in indices])
                 results = self.model(torch.from_numpy(images).to(self.device))
                 detections += [self._detections(i, r) for i, r in zip(indices, results, strict=True)]
@@ -109,7 +118,7 @@ class Predictor:
             masks=array(result.masks),
         )
 
-    def _warnings(self, volume: Volume, grid: NetworkGrid, instances: InstanceSet) -> Iterator[str]:
+    def _warnings(self, grid: NetworkGrid, instances: InstanceSet) -> Iterator[str]:
         if not len(instances):
             yield "nothing found"
         pixel = max(spacing_of(grid.geometry)[1:])

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from highdicom import VolumeGeometry
 
+from medseg.data.grid import check_channels, stack_channels
 from medseg.errors import MedsegError
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.provenance import environment, hash_files
@@ -70,7 +72,7 @@ class StudyPredictor:
 
     def run(
         self,
-        study: Path,
+        study: Sequence[Path],
         out: Path,
         name: str,
         series: str | None = None,
@@ -82,32 +84,49 @@ class StudyPredictor:
         keep_identity: bool = False,
         note: Note = unheard,
     ) -> tuple[Prediction, SavedPrediction]:
-        """Read a study (see `read_volume` for the options), find its objects, and write them to ``out / name``.
+        """Read a study, find its objects, and write them to ``out / name``, on the grid of its first image.
 
-        With ``keep_identity``, run.json says the PatientID; otherwise nothing that is written names the patient.
+        Args:
+            study: its images, one per channel of the plan and in its order, all on one grid.
+            out: folder of the results.
+            name: of the case.
+            series, resample_uneven, resample_tilt, nifti_form: see `read_volume`; for every image.
+            track: progress.
+            keep_identity: run.json says the PatientID; otherwise nothing that is written names the patient.
+            note: told what is amiss in a file.
+
+        Raises:
+            InputError: another number of images than the plan's, or one that cannot be read.
+            GeometryError: images on different grids.
         """
-        patient = {"patient_id": read_patient_id(study, series)} if keep_identity else {}
+        check_channels(len(study), self.plan.input)
+        patient = {"patient_id": read_patient_id(study[0], series)} if keep_identity else {}
         start = time.perf_counter()
-        volume = read_volume(
-            study,
-            series=series,
-            resample_uneven=resample_uneven,
-            resample_tilt=resample_tilt,
-            nifti_form=nifti_form,
-            track=track,
-            note=note,
-        )
+        volumes = [
+            read_volume(
+                image,
+                series=series,
+                resample_uneven=resample_uneven,
+                resample_tilt=resample_tilt,
+                nifti_form=nifti_form,
+                track=track,
+                note=note,
+            )
+            for image in study
+        ]
+        volume = volumes[0]
+        stacked = stack_channels(volumes, [str(image) for image in study])
         seconds = {"read": time.perf_counter() - start}
-        prediction = self.predictor.predict(volume, track)
+        prediction = self.predictor.predict(stacked, track)
         prediction.seconds.update(seconds)
-        context, problem = series_context(study, series, volume.get_geometry())
+        context, problem = series_context(study[0], series, volume.get_geometry())
         if problem:
             prediction = replace(prediction, warnings=(*prediction.warnings, problem))
         provenance = {
             **patient,
             "environment": environment(self.device),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "input_sha256": hash_files(study_files(study, series)),
+            "input_sha256": hash_files([file for image in study for file in study_files(image, series)]),
             "input_grid": describe_grid(volume),
             "model_sha256": self.model_hash,
             "seed": self.plan.training.seed,

@@ -71,7 +71,7 @@ def tune_linking(run: Path, cohort: Path, device: torch.device, track: Track = s
     predictor = Predictor(plan, model, device)
     found: list[tuple[list[Detections], InstanceSet]] = []
     for _, volumes, truth in read_cases(find_cohort(cohort), track):
-        grid = to_network_grid(volumes[0], plan.input)
+        grid = to_network_grid(volumes, plan.input)
         detections = [grid.to_source(d) for d in predictor.detect(grid)]
         found.append((detections, _under_labels(truth.moved(grid.axis_map), plan)))
     pairs = Pairs.join([label_pairs(detections, truth, plan.linking) for detections, truth in found])
