@@ -30,9 +30,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from medseg.cli import convert, demo, evaluate, export, info, measure, phantom, predict, train, tune_linking
+    from medseg.cli import check, convert, demo, evaluate, export, info, measure, phantom, predict, train, tune_linking
 
-    for verb in (demo, info, convert, export, train, tune_linking, predict, evaluate, measure, phantom):
+    for verb in (demo, info, convert, export, check, train, tune_linking, predict, evaluate, measure, phantom):
         app.command(verb.NAME)(verb.run)
 
 

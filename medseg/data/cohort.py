@@ -21,10 +21,10 @@ from medseg.io.cohort_table import (
 from medseg.io.identity import read_patient_id
 from medseg.io.instances import has_segments, is_dicom, read_instances
 from medseg.io.label_names import read_label_table, united_labels
-from medseg.io.patient_folders import BrokenCase, find_patient_cases
+from medseg.io.patient_folders import LAYOUT, BrokenCase, find_patient_cases
 from medseg.io.volumes import read_channels
 from medseg.labels import Kind, Label, LabelTable
-from medseg.progress import Track, silent
+from medseg.progress import Note, Track, silent, unheard
 from medseg.values.geometry import describe_grid, grid_map
 from medseg.values.instances import InstanceSet
 from medseg.values.kinds import by_kind
@@ -80,11 +80,11 @@ def _look(path: Path, track: Track) -> Cohort:
         )
     if found:
         return _find_table(path / found[0]) if found[0] == TABLE_NAME else find_dataset(path / found[0])
-    rows, broken = find_patient_cases(path, track)
-    if not rows and not broken:
+    patients = find_patient_cases(path, track)
+    if not patients.rows and not patients.broken:
         raise InputError(f"{path}: not a cohort; expected {EXPECTED}; found {_describe(path)}")
-    layout = "DICOM folder per patient"
-    return Cohort(rows=tuple(rows), channels=ONE_CHANNEL, labels=None, layout=layout, broken=tuple(broken))
+    channels = patients.modalities if len(patients.modalities) == 1 else ONE_CHANNEL
+    return Cohort(rows=patients.rows, channels=channels, labels=None, layout=LAYOUT, broken=patients.broken)
 
 
 def _describe(folder: Path) -> str:
@@ -185,10 +185,15 @@ def with_kinds(cohort: Cohort, kinds: Mapping[str, Kind], path: Path) -> Cohort:
     return replace(cohort, labels=table)
 
 
-def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[tuple[Volume, ...], InstanceSet]:
+def read_case(
+    row: CohortRow, labels: LabelTable | None, note: Note = unheard
+) -> tuple[tuple[Volume, ...], InstanceSet]:
     """Read the images and the label of a case, all of them in the first image's axis order.
 
-    Objects are what the kinds of the label table say (see `medseg.values.kinds.by_kind`).
+    Args:
+        row: the case.
+        labels: the cohort's label table; objects are what its kinds say (see `medseg.values.kinds.by_kind`).
+        note: takes what reading the label has to remark.
 
     Raises:
         InputError: a file that cannot be read, or a label map without any object.
@@ -196,7 +201,7 @@ def read_case(row: CohortRow, labels: LabelTable | None) -> tuple[tuple[Volume, 
     """
     try:
         volumes = _read_images(row)
-        instances = _read_objects(row, volumes[0], labels)
+        instances = _read_objects(row, volumes[0], labels, note)
     except MedsegError as error:
         raise type(error)(f"case {row.name}: {error}") from None
     except OSError as error:
@@ -214,7 +219,7 @@ def _read_images(row: CohortRow) -> tuple[Volume, ...]:
     return stack_channels(volumes, names)
 
 
-def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None) -> InstanceSet:
+def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None, note: Note) -> InstanceSet:
     """Read the label of a case on the grid of its image.
 
     DICOM need not cover all of the image, nor need a .seg.nrrd that was cut to its objects; what has the image's shape
@@ -222,7 +227,7 @@ def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None) -> 
     """
     geometry = volume.get_geometry()
     dicom = row.label.is_file() and is_dicom(row.label)
-    instances = read_instances(row.label, labels=labels, image=geometry if dicom else None)
+    instances = read_instances(row.label, labels=labels, image=geometry if dicom else None, note=note)
     axis_map = grid_map(instances.geometry, volume)
     if axis_map is not None:
         instances = instances.moved(axis_map)
@@ -238,13 +243,13 @@ def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None) -> 
     return instances
 
 
-def read_cohort_case(row: CohortRow, cohort: Cohort) -> tuple[tuple[Volume, ...], InstanceSet]:
+def read_cohort_case(row: CohortRow, cohort: Cohort, note: Note = unheard) -> tuple[tuple[Volume, ...], InstanceSet]:
     """Read a case (see `read_case`) and check that it has the channels of its cohort.
 
     Raises:
         InputError: see `read_case`; or more or fewer images than the cohort has channels.
     """
-    volumes, instances = read_case(row, cohort.labels)
+    volumes, instances = read_case(row, cohort.labels, note)
     if len(volumes) != len(cohort.channels):
         raise InputError(
             f"case {row.name}: {row.images[0]}: {len(volumes)} channels, expected {len(cohort.channels)} "

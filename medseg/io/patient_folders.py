@@ -22,6 +22,10 @@ from medseg.io.rtstruct_rois import referenced_series
 from medseg.io.series import series_name
 from medseg.progress import Track, silent
 
+#: What this layout is called.
+LAYOUT = "DICOM folder per patient"
+#: What an image without a modality is called.
+ONE_IMAGE = "image"
 #: What the scan of a folder (`scan_folder`) calls files that hold labels.
 _LABELS = ("segmentation", "structure set")
 
@@ -41,12 +45,16 @@ def subfolders(folder: Path) -> list[Path]:
     )
 
 
-def holds_dicom_labels(folder: Path) -> bool:
-    """Tell whether a folder holds, at any depth, a DICOM SEG or RTSTRUCT."""
-    return any(file.aside in _LABELS for file in scan_folder(folder).files)
+@dataclass(frozen=True, kw_only=True)
+class PatientCases:
+    """The segmented series of a cohort, what is wrong with the others, and the modalities of the images, each once."""
+
+    rows: tuple[CohortRow, ...]
+    broken: tuple[BrokenCase, ...]
+    modalities: tuple[str, ...]
 
 
-def find_patient_cases(folder: Path, track: Track = silent) -> tuple[list[CohortRow], list[BrokenCase]]:
+def find_patient_cases(folder: Path, track: Track = silent) -> PatientCases:
     """Find the segmented series in the subfolders of a folder; headers alone are read.
 
     Args:
@@ -54,8 +62,8 @@ def find_patient_cases(folder: Path, track: Track = silent) -> tuple[list[Cohort
         track: progress over patients' folders.
 
     Returns:
-        A row per segmented series, and what is wrong with the others. Folders without DICOM are passed over. Both are
-        empty where no subfolder holds a SEG or RTSTRUCT.
+        A row per segmented series, and what is wrong with the others; neither where no subfolder holds a SEG or
+        RTSTRUCT. Folders without DICOM are passed over.
 
     Raises:
         InputError: a folder that cannot be opened.
@@ -63,6 +71,7 @@ def find_patient_cases(folder: Path, track: Track = silent) -> tuple[list[Cohort
     rows: list[CohortRow] = []
     broken: list[BrokenCase] = []
     patients: dict[str, str] = {}
+    modalities: dict[str, None] = {}
     labelled = False
     for number, patient in enumerate(track(subfolders(folder), "looking through folders"), 1):
         files = scan_folder(patient).files
@@ -72,6 +81,7 @@ def find_patient_cases(folder: Path, track: Track = silent) -> tuple[list[Cohort
         found, problems = _cases_of(patient, series, labels)
         broken += [BrokenCase(name=f"folder {number}", reason=problem) for problem in problems]
         for uid, label in found.items():
+            modalities[series[uid][0].modality or ONE_IMAGE] = None
             known = patient_id_of(series[uid][0].path) or f"\0{number}"  # without an id, the folder is the patient
             rows.append(
                 CohortRow(
@@ -89,7 +99,9 @@ def find_patient_cases(folder: Path, track: Track = silent) -> tuple[list[Cohort
         if row.name in twice
     ]
     rows = [row for row in rows if row.name not in twice]
-    return (rows, broken) if labelled else ([], [])
+    if not labelled:
+        return PatientCases(rows=(), broken=(), modalities=())
+    return PatientCases(rows=tuple(rows), broken=tuple(broken), modalities=tuple(modalities))
 
 
 def _image_series(files: Sequence[DicomFile]) -> dict[str, list[DicomFile]]:

@@ -1,0 +1,145 @@
+"""`medseg check`: what is in a labelled cohort, and what is wrong with it, before time goes into training."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.cli import console
+
+if TYPE_CHECKING:
+    from medseg.data.check import CohortReport
+    from medseg.data.check_case import CaseFacts
+    from medseg.data.layouts import Cohort
+
+NAME = "check"
+KIND_HELP = "What a label's voxels are as objects: single, components or ids; repeatable."
+#: Cohorts of up to this many labels get a column for each.
+LABEL_COLUMNS = 4
+
+
+def run(
+    cohort: Annotated[
+        Path,
+        typer.Argument(metavar="COHORT", help="Folder with cohort.csv or dataset.json, or a DICOM folder per patient."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the report.")] = Path("check.json"),
+    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Read every case of a cohort: grids, objects, gaps, duplicates, intensities. Exit code 1 if there are errors."""
+    from medseg.data.check import check_cohort
+    from medseg.data.cohort import find_cohort, parse_kind
+    from medseg.errors import InputError
+    from medseg.io.atomic import check_folder, write_json
+
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder, expected the name of a JSON file to write")
+    check_folder(out.parent)
+    found = find_cohort(cohort, dict(parse_kind(text) for text in kind or []), console.track)
+    report = check_cohort(found, console.track)
+    data = describe(found, report, cohort)
+    if as_json:
+        console.out.print_json(json.dumps(data))
+    else:
+        _print_table(found, report)
+        for title, lines in (("error", report.errors), ("warning", report.warnings)):
+            for line in lines:
+                console.out.print(f"{title}: {' '.join(line.split())}", markup=False)
+    write_json(out, data)
+    if not as_json:
+        console.wrote(out)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def describe(cohort: "Cohort", report: "CohortReport", path: Path) -> dict[str, Any]:
+    """Return the report as plain lists and dicts; folders of patients are numbered and not named in it."""
+    return {
+        "layout": cohort.layout,
+        "channels": list(cohort.channels),
+        "labels": [] if cohort.labels is None else cohort.labels.to_dict(),
+        "patients": len({row.patient for row in cohort.rows}),
+        "cases": [_row(case, cohort) for case in report.cases],
+        "errors": [_neutral(line, cohort, path) for line in report.errors],
+        "warnings": [_neutral(line, cohort, path) for line in report.warnings],
+    }
+
+
+def _row(case: "CaseFacts", cohort: "Cohort") -> dict[str, Any]:
+    return {
+        "name": case.name,
+        "shape": case.shape,
+        "spacing_mm": case.spacing_mm,
+        "orientation": case.orientation,
+        "images": {
+            channel: {
+                "minimum": image.minimum,
+                "percentile_0.5": image.low,
+                "median": image.median,
+                "percentile_99.5": image.high,
+                "maximum": image.maximum,
+                "sha256": image.sha256,
+            }
+            for channel, image in zip(cohort.channels, case.images, strict=True)
+        },
+        "labels": {
+            label.name: {
+                "objects": label.objects,
+                "voxels": label.voxels,
+                "objects_with_gaps": label.objects_with_gaps,
+                "missing_slices": label.missing_slices,
+            }
+            for label in case.labels
+        },
+        "label_sha256": case.label_sha256,
+    }
+
+
+def _neutral(line: str, cohort: "Cohort", path: Path) -> str:
+    """Return a line with ``folder 3`` for the third folder of DICOM: folders are often named after patients."""
+    from medseg.io.patient_folders import LAYOUT, subfolders
+
+    if cohort.layout != LAYOUT:
+        return line
+    for number, folder in enumerate(subfolders(path), 1):
+        line = re.sub(re.escape(str(folder)) + r"(?=[/:, ]|$)", f"folder {number}", line)
+    return line
+
+
+def _print_table(cohort: "Cohort", report: "CohortReport") -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    names = [] if cohort.labels is None else list(cohort.labels.names)
+    each = 0 < len(names) <= LABEL_COLUMNS
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{cohort.layout}, {len(cohort.rows)} cases")
+    for column in ("case", "grid", "spacing mm", "axes"):
+        table.add_column(column)
+    for column in names if each else ["labels"]:
+        table.add_column(escape(column) + ("\nobjects, voxels" if each else ""))
+    table.add_column("")
+    for case in report.cases:
+        labels = [f"{label.objects}, {label.voxels}" for label in case.labels]
+        objects = sum(label.objects for label in case.labels)
+        present = sum(label.objects > 0 for label in case.labels)
+        voxels = sum(label.voxels for label in case.labels)
+        wrong = [line for line in report.errors if line.startswith(f"case {case.name}: ")]
+        odd = [line for line in report.warnings if line.startswith(f"case {case.name}: ")]
+        table.add_row(
+            escape(case.name),
+            " x ".join(str(n) for n in case.shape),
+            " x ".join(f"{s:.4g}" for s in case.spacing_mm),
+            case.orientation,
+            *(labels if each else [f"{objects} objects of {present} labels, {voxels} voxels"]),
+            "error" if wrong else "warning" if odd else "",
+        )
+    console.out.print(table)
+    count = len(cohort.rows) + len(cohort.broken)
+    console.out.print(
+        f"{len(report.cases)} of {count} cases can be read; errors: {len(report.errors)}, "
+        f"warnings: {len(report.warnings)}"
+    )
