@@ -79,7 +79,8 @@ def _draw_losses(axes: Axes, metrics: Columns, losses: Sequence[str]) -> None:
         axes.plot(*_thinned(metrics["step"], values), color=colour, linewidth=1.3, label=label)
     axes.set_yscale("log")
     axes.set_title("losses")
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _draw_scores(panels: Sequence[Axes], validation: Columns) -> None:

@@ -193,7 +193,7 @@ def choose_cases(cases: Sequence[CachedCase], limit: int, seed: int) -> list[Cac
 
 def _volume_mm3(case: CachedCase) -> float:
     """Return the volume of a case's objects in mm^3."""
-    return sum(int(np.count_nonzero(o.mask)) for o in case.objects) * float(np.prod(spacing_of(case.geometry)))
+    return sum(int(o.areas.sum()) for o in case.objects) * float(np.prod(spacing_of(case.geometry)))
 
 
 def _grid(case: CachedCase) -> NetworkGrid:
