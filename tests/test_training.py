@@ -4,36 +4,42 @@ import csv
 import math
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from network_fixtures import LABELS, TINY, simple_case, tiny_plan
+from network_fixtures import LABELS, TINY, one_image, simple_case, tiny_plan
 from safetensors.torch import load_file
 
-import medseg.training.loop as loop
+import medseg.training.outputs as outputs
 from medseg.data.cache import CachedCase, load_case, prepare_case
 from medseg.data.dataset import SliceDataset
 from medseg.errors import ConfigError, GeometryError, InputError, ModelError
 from medseg.inference.run import load_run
 from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
-from medseg.training.checkpoint import save_weights
+from medseg.models.mask_rcnn import build_mask_rcnn
+from medseg.training.checkpoint import find_checkpoints, save_weights
 from medseg.training.cohort import train_cohort
-from medseg.training.loop import LOSSES, train
-from medseg.training.step import Stepper
+from medseg.training.loop import train
+from medseg.training.optimizer import Average
+from medseg.training.step import LOSSES, Stepper
 from medseg.values.geometry import make_volume
 
 CPU = torch.device("cpu")
 SMALL = {"training.crop_size": [32, 32], "model.fpn_channels": 16, "training.steps": 3}
+
+#: What a training leaves.
+FILES = ["checkpoints", "curves.png", "metrics.csv", "model.safetensors", "plan.yaml"]
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     folder = tmp_path_factory.mktemp("cases")
     for seed in range(2):
-        prepare_case(f"case{seed}", *simple_case(seed), tiny_plan().input, folder)
+        prepare_case(f"case{seed}", *one_image(seed), tiny_plan().input, folder)
     return [load_case(folder, f"case{seed}") for seed in range(2)]
 
 
@@ -100,45 +106,64 @@ def test_an_interrupted_run_leaves_a_model(cases: list[CachedCase], tmp_path: Pa
     loaded, model = load_run(tmp_path, CPU)
     assert loaded == plan and not model.training
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "model.safetensors", "plan.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+    assert [p.name for p in find_checkpoints(tmp_path)] == ["step_00000002.safetensors"]
 
 
 def test_weights_are_saved_on_the_way(cases: list[CachedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 2)
     saved: list[int] = []
-    keep = loop.save_weights
-    monkeypatch.setattr(loop, "save_weights", lambda run, weights: (saved.append(1), keep(run, weights))[1])
-    train(cases, tiny_plan({**SMALL, "training.steps": 3}), tmp_path, CPU)
+    keep = outputs.save_weights
+    monkeypatch.setattr(outputs, "save_weights", lambda run, weights: (saved.append(1), keep(run, weights))[1])
+    train(cases, tiny_plan({**SMALL, "training.steps": 3, "training.checkpoint_every": 2}), tmp_path, CPU)
     assert len(saved) == 2  # after step 2 and at the end
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(cases: list[CachedCase], tmp_path: Path) -> None:
     array = np.asarray(cases[0].array, np.float32).copy()
     array[...] = np.nan
-    broken = CachedCase(name="nan", array=array, slice_spacing_mm=5.0, objects=cases[0].objects)
-    with pytest.raises(ModelError, match=r"losses .*nan.* not finite; lower training.learning_rate"):
-        train([broken], tiny_plan({**SMALL, "training.augment": False}), tmp_path, CPU)
-    assert not any(tmp_path.iterdir())  # the folder can be used again
+    broken = replace(cases[0], name="nan", array=array)
+    plan = tiny_plan({**SMALL, "training.augment": False})
+    slices = [SliceDataset([broken], plan, 2, plan.training.seed).origin(n)[1] for n in range(2)]
+    named = ", ".join(f"case nan slice {index}" for index in slices)
+    with pytest.raises(ModelError, match=rf"step 1: losses .*nan.* not finite, from {named}; look for extreme intens"):
+        train([broken], plan, tmp_path, CPU)
+
+
+def test_only_the_case_that_is_not_finite_is_named(cases: list[CachedCase], tmp_path: Path) -> None:
+    """The last checkpoint from before it stays."""
+    array = np.asarray(cases[1].array).copy().astype(np.float32)
+    broken = replace(cases[1], name="broken", array=array)
+    plan = tiny_plan({**SMALL, "training.checkpoint_every": 1, "training.steps": 40})
+    dataset = SliceDataset([cases[0], broken], plan, 80, plan.training.seed)
+    origins = [dataset.origin(n) for n in range(80)]
+    chosen = next(origin for origin in origins if origin[0] == "broken" and origin not in origins[:2])
+    array[:, chosen[1]] = np.nan
+    step = origins.index(chosen) // 2
+    named = ", ".join(f"case broken slice {chosen[1]}" for n in (2 * step, 2 * step + 1) if origins[n] == chosen)
+    with pytest.raises(ModelError, match=rf"step {step + 1}: .* not finite, from {named}; "):
+        train([cases[0], broken], plan, tmp_path, CPU)
+    assert find_checkpoints(tmp_path)[0].name == f"step_{step:08d}.safetensors"
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + step
 
 
 def test_the_average_is_what_is_saved(cases: list[CachedCase], tmp_path: Path) -> None:
     """After one step the average is 2 / 11 the start and the rest the trained weights."""
     plan = tiny_plan({**SMALL, "training.steps": 1})
     torch.manual_seed(plan.training.seed)
-    start = loop.build_mask_rcnn(plan).state_dict()
-    average = loop._Average(loop.build_mask_rcnn(plan), 0.998)
+    start = build_mask_rcnn(plan).state_dict()
+    average = Average(build_mask_rcnn(plan), 0.998)
     average.values = {name: value.clone() for name, value in start.items()}
-    trained = loop.build_mask_rcnn(plan)
+    trained = build_mask_rcnn(plan)
     average.update(trained)
     for name, value in trained.state_dict().items():
         expected = (2 * start[name] + 9 * value) / 11 if value.is_floating_point() else value
-        torch.testing.assert_close(average.weights()[name], expected)
-    shorter = loop._Average(trained, 0.1)
+        torch.testing.assert_close(average.values[name], expected)
+    shorter = Average(trained, 0.1)
     shorter.updates = 100
     shorter.values = {name: value.clone() for name, value in start.items()}
     shorter.update(trained)
     name = "backbone.body.conv1.weight"
-    torch.testing.assert_close(shorter.weights()[name], 0.1 * start[name] + 0.9 * trained.state_dict()[name])
+    torch.testing.assert_close(shorter.values[name], 0.1 * start[name] + 0.9 * trained.state_dict()[name])
 
 
 def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
@@ -157,7 +182,7 @@ def test_a_cohort_becomes_a_run(folder: Path, tmp_path: Path) -> None:
     result = train_cohort(folder, tmp_path / "run", CPU, settings=SETTINGS, on_plan=plans.append)
     assert result.steps == 3 and len(plans) == 1
     names = sorted(p.name for p in (tmp_path / "run").iterdir())  # the prepared cases are gone
-    assert names == ["metrics.csv", "model.safetensors", "plan.yaml", "run.json"]
+    assert names == [*FILES, "run.json"]
     loaded, _ = load_run(tmp_path / "run", CPU)
     assert loaded == plans[0] and loaded.labels == LABELS and loaded.model.fpn_channels == 16
     with pytest.raises(ConfigError, match="run: exists and is not an empty folder; name a new one"):
@@ -233,11 +258,10 @@ def test_threads_do_not_disturb_each_other_s_casts(cases: list[CachedCase]) -> N
     """Another thread that empties the process-wide cache of bfloat16 casts changes no gradient."""
     plan = tiny_plan({**SMALL, "training.precision": "bfloat16"})
     torch.manual_seed(0)
-    model = loop.build_mask_rcnn(plan).train()
-    optimizer = torch.optim.AdamW(model.parameters())
-    stepper = Stepper(model, optimizer, plan.training, CPU)
+    model = build_mask_rcnn(plan).train()
+    stepper = Stepper(model, plan.training, CPU)
     sample = SliceDataset(cases, plan, 1, 0)[0]
-    alone = stepper._gradients([sample]).gradients
+    alone = stepper._compute([sample]).gradients
     stop = threading.Event()
 
     def clear() -> None:
@@ -247,7 +271,7 @@ def test_threads_do_not_disturb_each_other_s_casts(cases: list[CachedCase]) -> N
     other = threading.Thread(target=clear)
     other.start()
     try:
-        disturbed = stepper._gradients([sample]).gradients
+        disturbed = stepper._compute([sample]).gradients
     finally:
         stop.set()
         other.join()

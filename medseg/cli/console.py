@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 
@@ -24,6 +32,8 @@ class _Console(Console):
 #: Results go to standard output, everything else (progress, warnings, errors) to standard error.
 out = _Console(soft_wrap=True, highlight=False)
 err = _Console(stderr=True, soft_wrap=True, highlight=False)
+#: Progress bars that are up, the outermost first, and what each counts.
+_bars: list[tuple[Progress, TaskID, str]] = []
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -40,7 +50,19 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         transient=not sys.stderr.isatty(),
         disable=not sys.stderr.isatty(),
     ) as progress:
-        yield from progress.track(items, description=description, total=total)
+        task = progress.add_task(description, total=total)
+        _bars.append((progress, task, description))
+        try:
+            yield from progress.track(items, task_id=task, total=total)
+        finally:
+            _bars.pop()
+
+
+def show(text: str) -> None:
+    """Say beside the innermost progress bar how things stand."""
+    if _bars:
+        progress, task, description = _bars[-1]
+        progress.update(task, description=f"{description}: {text}")
 
 
 def wrote(path: Path | str) -> None:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.cli import console
-from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, set_up
+from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, joined_processes
+from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from medseg.training.loop import TrainingResult
     from medseg.values.plan import Plan
 
 NAME = "train"
@@ -23,32 +25,81 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Plan field, e.g. --set model.backbone=resnet34; repeatable."),
     ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            "--fold",
+            help="Cases held out for validation: k/n (fold k from 0 of n), all (none), or auto: 0/5 from five patients "
+            "on, else all.",
+            show_default="auto",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option("--pretrained", help="Begin with torchvision's ResNet or Mask R-CNN weights, from a file."),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Begin with the network of a medseg run, of other labels perhaps.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training in --out, by its own plan.")
+    ] = False,
     single_case: Annotated[bool, typer.Option("--single-case", help="Allow a cohort of one case.")] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
 ) -> None:
-    """Check a cohort, decide the plan, and train. Ctrl-C leaves a model of the steps done so far."""
+    """Check a cohort, decide the plan, and train. Ctrl-C leaves a model of the steps done so far; --resume goes on.
+
+    Several GPUs or CPUs train one model under torchrun: torchrun --nproc-per-node 2 -m medseg train COHORT -o RUN.
+    """
+    from medseg.progress import silent, unheard
     from medseg.training.cohort import train_cohort
+    from medseg.training.folds import parse_fold
+    from medseg.training.initial import start_from_file, start_from_run
     from medseg.values.plan import parse_setting
 
     chosen = dict(parse_setting(text) for text in settings or [])
-    result = train_cohort(
-        cohort,
-        out,
-        set_up(device, threads),
-        settings=chosen,
-        single_case=single_case,
-        on_plan=show_plan,
-        track=console.track,
-    )
-    if result.interrupted:
-        console.warn(f"stopped after {result.steps} steps; the model so far is saved")
-    else:
-        console.out.print(f"trained {result.steps} steps, last loss {result.loss:.3f}")
-    for file in ("plan.yaml", "model.safetensors", "metrics.csv", "run.json"):
-        console.wrote(out / file)
+    if pretrained and init:
+        raise ConfigError("--pretrained and --init: a training begins with one of them; leave out the other")
+    start = start_from_file(pretrained) if pretrained else start_from_run(init) if init else None
+    held_out = None if fold is None else parse_fold(fold)
+    with joined_processes(device, threads) as (world, own_device):
+        result = train_cohort(
+            cohort,
+            out,
+            own_device,
+            settings=chosen,
+            fold=held_out,
+            start=start,
+            single_case=single_case,
+            resume=resume,
+            world=world,
+            on_plan=show_plan,
+            track=console.track if world.first else silent,
+            note=console.warn if world.first else unheard,
+            show=console.show,
+        )
+    if world.first:
+        _tell(result, out)
     if result.interrupted:
         raise typer.Exit(130)
+
+
+def _tell(result: "TrainingResult", out: Path) -> None:
+    """Print how it ended and what was written."""
+    if result.interrupted:
+        console.warn(
+            f"stopped after {result.steps} steps; the model so far is saved, and --resume goes on from where it stopped"
+        )
+    else:
+        console.out.print(f"trained {result.steps} steps, last loss {result.loss:.3f}")
+    if result.best_step:
+        console.out.print(
+            f"best validation: {result.best_score:.3f} at step {result.best_step}, whose weights are kept"
+        )
+    for file in ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json"):
+        if (out / file).exists():
+            console.wrote(out / file)
 
 
 def show_plan(plan: "Plan") -> None:

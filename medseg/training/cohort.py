@@ -1,49 +1,36 @@
 """From a labelled cohort to a trained run: check every case, decide the plan, prepare, train."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from medseg.data.cache import load_case, prepare_case
-from medseg.data.cohort import Cohort, common_labels, find_cohort, read_cases
-from medseg.data.fingerprint import fingerprint, look_at
-from medseg.data.planning import derive_plan
-from medseg.errors import ConfigError, InputError
+from medseg.data.cohort import Cohort, find_cohort
+from medseg.data.cohort_plan import plan_cohort
+from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.inference.provenance import environment
+from medseg.inference.run import PLAN_FILE
 from medseg.io.atomic import check_folder, write_json
-from medseg.progress import Track, silent
+from medseg.io.cohort_table import CohortRow
+from medseg.models.mask_rcnn import MaskRCNN
+from medseg.progress import Note, Track, silent, unheard
+from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, save_plan
+from medseg.training.distributed import ALONE, World, first_does
+from medseg.training.final_validation import validate_run
+from medseg.training.folds import AUTO_FOLDS, Fold, choose_fold, patients_of, split_folds
+from medseg.training.initial import Start
 from medseg.training.loop import TrainingResult, train
-from medseg.values.plan import Plan, check_fields
+from medseg.training.prepared import drop_cases, load_cases, prepare_cases
+from medseg.training.validation import Validator
+from medseg.values.plan import Plan, check_fields, load_plan
 
-
-def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
-    """Read and check every case, and decide the plan.
-
-    Args:
-        cohort: from `find_cohort`.
-        settings: dotted plan fields that the user decides, e.g. ``{"model.backbone": "resnet34"}``.
-        track: progress over cases.
-
-    Raises:
-        InputError, GeometryError: the first case that is broken, by name and reason.
-        ConfigError: a setting that is unknown or out of range.
-    """
-    orientation = str(settings.get("input.orientation", "HPL"))
-    facts, tables = [], []
-    for _, volumes, instances in read_cases(cohort, track):
-        facts.append(look_at(volumes[0], instances, orientation))
-        tables.append(instances.labels)
-    labels = cohort.labels or common_labels(tables, "cohort")
-    spacing = settings.get("input.spacing_mm")
-    sound = isinstance(spacing, (list, tuple)) and all(isinstance(s, (int, float)) and s > 0 for s in spacing)
-    pixel = min(spacing) if spacing and sound else None  # with_overrides tells what is wrong with another
-    plan = derive_plan(fingerprint(facts, labels), orientation=orientation, pixel_mm=pixel)
-    windowed = {"input.intensity": "window"} if "input.windows" in settings else {}
-    return plan.with_overrides({**windowed, **settings})
+RECORD_FILE = "run.json"
+Rows = Sequence[CohortRow]
 
 
 def train_cohort(
@@ -52,65 +39,192 @@ def train_cohort(
     device: torch.device,
     *,
     settings: Mapping[str, Any] | None = None,
+    fold: Fold | Literal["auto", "all"] | None = None,
+    start: Start | None = None,
     single_case: bool = False,
+    resume: bool = False,
+    world: World = ALONE,
     on_plan: Callable[[Plan], None] | None = None,
     track: Track = silent,
+    note: Note = unheard,
+    show: Note = unheard,
 ) -> TrainingResult:
     """Train on a cohort; nothing is written before every case has been read and checked.
 
     Args:
         path: see `find_cohort`.
-        run: new or empty folder for plan.yaml, model.safetensors, metrics.csv and run.json; the prepared cases
-            lie in it while training runs.
+        run: new or empty folder for plan.yaml, model.safetensors, metrics.csv, curves.png, run.json, checkpoints/ and,
+            with validation, validation.csv; the prepared cases lie in it until training is done.
         device: where to compute.
         settings: plan fields that override what the cohort suggests.
+        fold: which cases are held out for validation (see `choose_fold`); None: those of the run that is resumed,
+            else ``auto``.
+        start: weights to begin with; they decide some of the plan.
         single_case: allow a cohort of one case (which says nothing about any other patient).
+        resume: go on with the training in ``run``, by its own plan.
+        world: which of several processes this is; all of them call this.
         on_plan: called with the plan before training.
         track: progress.
+        note: hears of what is no error.
+        show: hears after each step how training stands.
 
     Raises:
         InputError: a broken case, or one case without ``single_case``.
-        ConfigError: the folder is not empty, or a bad setting.
+        ConfigError: the folder is not empty, nothing to go on with there, or a bad setting.
+        ModelError: see `train`.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it")
+
+    def prepare() -> Cohort:
+        """Return the cases held out."""
+        check_fields(settings or {})
+        cohort = _find(path, run, single_case, resume, start)
+        if resume:
+            chosen = _check_same(run, cohort, settings or {}, fold)
+            plan = load_plan(run / PLAN_FILE)
+        else:
+            chosen = choose_fold(fold or "auto", cohort.rows)
+            plan = plan_cohort(cohort, settings or {}, track)
+            plan = start.adapted(plan, settings or {}) if start else plan
+        training, validation = _split(cohort.rows, chosen)
+        if on_plan:
+            on_plan(plan)
+        if not resume:
+            if chosen is None and fold != "all":
+                note(f"fewer than {AUTO_FOLDS} patients: all are trained on, and nothing tells how good the model is")
+            save_plan(run, plan)
+            about = _about(cohort, chosen, training, validation, plan, device, world)
+            _write_record(run, about | {"start": {"from": start.option, "sha256": start.sha256} if start else None})
+        prepare_cases(cohort, [row.name for row in training], plan, run, track)
+        return replace(cohort, rows=tuple(validation))
+
+    def initialise(model: MaskRCNN) -> None:
+        if start:
+            for line in start.load_into(model, plan).lines():
+                note(f"{start.option}: {line}")
+
+    validation = first_does(world, prepare)
+    plan = load_plan(run / PLAN_FILE)
+    cases, held_out = load_cases(run)
+    validator = Validator(held_out, plan, run, device) if held_out and world.first else None
+    try:
+        result = train(
+            cases, plan, run, device, track,
+            validator=validator, initialise=initialise if start else None, world=world, resume=resume, note=note,
+            show=show,
+        )  # fmt: skip
+    except MedsegError:
+        if (
+            not resume and world.size == 1 and not find_checkpoints(run)
+        ):  # nothing came of it: the folder can be used again
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+    if validation is not None:
+        figures = None
+        if validation.rows and not result.interrupted:
+            figures = validate_run(run, validation.rows, validation.labels, device, track).figures()
+        _finish(run, result, figures)
+    return result
+
+
+def _find(path: Path | str, run: Path, single_case: bool, resume: bool, start: Start | None) -> Cohort:
+    """Find the cohort, after a look at the folder that is to be written."""
+    if resume and not (run / PLAN_FILE).is_file():
+        raise ConfigError(f"{run}: no training to go on with (no {PLAN_FILE} there); leave out --resume to start one")
+    if start and resume:
+        raise ConfigError(f"{start.option}: a run that goes on has its weights; leave it out, or start a new run")
+    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        begun = (run / PLAN_FILE).is_file() and (run / RECORD_FILE).is_file()
+        hint = "; a training that was stopped goes on with --resume" if begun else ""
+        raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it{hint}")
     check_folder(run)
-    check_fields(settings or {})
     cohort = find_cohort(path)
-    if len(cohort.rows) == 1 and not single_case:
+    if len(cohort.rows) == 1 and not single_case and not resume:
         raise InputError(
             f"{path}: the cohort has one case, expected at least two; a model of one patient says nothing about "
             "others (--single-case trains it all the same)"
         )
-    plan = plan_cohort(cohort, settings or {}, track)
-    if on_plan:
-        on_plan(plan)
-    with _folder_for_cases(run) as prepared:
-        for row, volumes, instances in read_cases(cohort, track):
-            prepare_case(row.name, volumes[0], instances, plan.input, prepared)
-        cases = [load_case(prepared, row.name) for row in cohort.rows]
-        result = train(cases, plan, run, device, track)
-    write_json(
-        run / "run.json",
-        {
-            "environment": environment(device),
-            "cases": len(cohort.rows),
-            "seed": plan.training.seed,
-            "steps": result.steps,
-            "interrupted": result.interrupted,
-            "last_loss": result.loss,
-        },
-    )
-    return result
+    return cohort
 
 
-@contextmanager
-def _folder_for_cases(run: Path) -> Iterator[Path]:
-    """Give a folder in ``run`` that is deleted at the end, whatever happens."""
+def _check_same(
+    run: Path, cohort: Cohort, settings: Mapping[str, Any], fold: Fold | Literal["auto", "all"] | None
+) -> Fold | None:
+    """Return the fold of the run to go on with; refuse (ConfigError) what is not as it was when it began."""
+    record = _read_record(run)
+    if record["status"] == "finished":
+        raise ConfigError(f"{run}: this training is finished ({record['steps']} steps); name a new folder for another")
+    if record["start"] and not find_checkpoints(run):
+        raise ConfigError(f"{run}: was stopped before it had taken its weights; start a new run with them")
+    plan = load_plan(run / PLAN_FILE)
+    for key, value in settings.items():
+        if plan.with_overrides({key: value}).model_dump(exclude={"reasons"}) != plan.model_dump(exclude={"reasons"}):
+            raise ConfigError(
+                f"setting {key}={value} is not that of {run / PLAN_FILE}, by which the run goes on; leave it out, or "
+                "start a new run"
+            )
+    if record["cohort"] != _hash_names(cohort):
+        raise ConfigError(
+            f"{run}: was begun with other cases ({sum(record['cases'].values())} then, {len(cohort.rows)} now, or of "
+            "other names); give the same cohort, or start a new run"
+        )
+    begun = None if record["fold"] == "all" else Fold(**record["fold"])
+    if fold is not None and choose_fold(fold, cohort.rows) != begun:
+        raise ConfigError(f"--fold {fold}: the run was begun with {begun or 'all'}; leave it out, or start a new run")
+    return begun
+
+
+def _split(rows: Rows, fold: Fold | None) -> tuple[Rows, Rows]:
+    return (rows, ()) if fold is None else split_folds(rows, fold.number, fold.count)
+
+
+def _hash_names(cohort: Cohort) -> str:
+    return hashlib.sha256("\n".join(sorted(row.name for row in cohort.rows)).encode()).hexdigest()
+
+
+def _about(
+    cohort: Cohort, fold: Fold | None, training: Rows, validation: Rows, plan: Plan, device: torch.device, world: World
+) -> dict[str, Any]:
+    """Return what run.json tells from the start."""
+    return {
+        "status": "running",
+        "environment": environment(device),
+        "processes": world.size,
+        "cohort": _hash_names(cohort),
+        "cases": {"training": len(training), "validation": len(validation)},
+        "patients": {"training": patients_of(training), "validation": patients_of(validation)},
+        "fold": "all" if fold is None else {"number": fold.number, "count": fold.count},
+        "seed": plan.training.seed,
+        "plan_sha256": hashlib.sha256(plan.to_yaml().encode()).hexdigest(),
+    }
+
+
+def _write_record(run: Path, record: Mapping[str, Any]) -> None:
+    write_json(run / RECORD_FILE, record)
+
+
+def _read_record(run: Path) -> dict[str, Any]:
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".cases-", dir=run, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise InputError(f"{run}: cannot be written ({error.strerror or error}); name another folder") from None
-    with folder as path:
-        yield Path(path)
+        found = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("status", "cohort", "cases", "fold", "start")} | found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{run / RECORD_FILE}: not the record of a training ({error}); start a new run in another folder"
+        ) from None
+
+
+def _finish(run: Path, result: TrainingResult, figures: Mapping[str, Any] | None) -> None:
+    """Complete run.json; what a resume would need goes where training is done."""
+    record = {
+        **_read_record(run),
+        "status": "interrupted" if result.interrupted else "finished",
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "best_step": result.best_step,
+        "best_score": result.best_score,
+        "last_loss": result.loss,
+        "validation": figures,
+    }
+    _write_record(run, record)
+    if not result.interrupted:
+        drop_all_but_last(run)
+        drop_cases(run)

@@ -1,162 +1,196 @@
 """The training loop: plain PyTorch, read from top to bottom.
 
-On a CPU a run is bit-exact under its seed at the same thread count: samples are a function of (seed,
-number), so are the proposals drawn for their losses, and the weights start from the seed.
+On a CPU a run is bit-exact under its seed at the same thread count, resumed or not: samples are a function of
+(seed, number), so are the proposals drawn for their losses, the weights start from the seed, and a checkpoint holds
+whatever else there is.
 """
 
-import csv
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medseg.data.cache import CachedCase
 from medseg.data.dataset import SliceDataset
-from medseg.errors import ModelError
-from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
-from medseg.models.mask_rcnn import build_mask_rcnn
-from medseg.progress import Track, silent
-from medseg.training.checkpoint import save_plan, save_weights
+from medseg.errors import ConfigError, ModelError
+from medseg.models.mask_rcnn import MaskRCNN
+from medseg.progress import Note, Track, silent, unheard
+from medseg.training.checkpoint import load_checkpoint, save_plan
+from medseg.training.distributed import ALONE, World
+from medseg.training.outputs import Outputs
+from medseg.training.state import TrainingState
 from medseg.training.step import Stepper
+from medseg.training.validation import Validator
 from medseg.values.plan import Plan, TrainingPlan
-
-METRICS_FILE = "metrics.csv"
-LOSSES = ("objectness", "rpn_box", "class", "box", "mask", "semantic")
-#: The weights are saved this often, in steps, and at the end.
-SAVE_EVERY = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a run ended: steps done, whether it was stopped before its end, and the last mean loss."""
+    """How a run ended.
+
+    Attributes:
+        steps: steps done, those before a resume included.
+        interrupted: whether it was stopped before its end and can be resumed.
+        loss: of the last step; NaN where this process made none.
+        best_step, best_score: of the best validation, whose weights are kept; 0 and NaN without validation.
+        seconds: time in training and its validations, that before a resume included.
+    """
 
     steps: int
     interrupted: bool
     loss: float
+    best_step: int
+    best_score: float
+    seconds: float
 
 
 def train(
-    cases: Sequence[CachedCase], plan: Plan, run: Path, device: torch.device, track: Track = silent
+    cases: Sequence[CachedCase],
+    plan: Plan,
+    run: Path,
+    device: torch.device,
+    track: Track = silent,
+    *,
+    validator: Validator | None = None,
+    initialise: Callable[[MaskRCNN], object] | None = None,
+    world: World = ALONE,
+    resume: bool = False,
+    note: Note = unheard,
+    show: Note = unheard,
 ) -> TrainingResult:
     """Train a plan's network on prepared cases.
 
     Args:
         cases: from `medseg.data.cache.load_case`.
         plan: decides everything, the seed included.
-        run: folder that gets plan.yaml, model.safetensors (the exponential average of the weights) and
-            metrics.csv (step, learning rate, losses).
+        run: folder that gets plan.yaml, model.safetensors (the exponential average of the weights, the best validated
+            one where there is validation), metrics.csv, curves.png and checkpoints/. Every process sees it; the first
+            one writes.
         device: where to compute.
         track: progress over steps.
+        validator: scores the average; None: no validation. Only the first process has one.
+        initialise: puts weights into the network that training is to begin with, in every process alike; not called
+            where a checkpoint is gone on from.
+        world: which of several processes this is.
+        resume: go on from the last whole checkpoint in ``run``, from the start where there is none.
+        note: hears of damaged checkpoints.
+        show: hears after each step how training stands.
 
     Returns:
-        How it ended. KeyboardInterrupt (Ctrl-C, SIGTERM) saves the weights so far and ends the run early.
+        How it ended. KeyboardInterrupt (Ctrl-C, SIGTERM) leaves a model and a checkpoint and ends the run early.
 
     Raises:
-        ModelError: losses or gradients are no longer finite.
+        ModelError: losses or gradients are no longer finite (the last checkpoint stays), a checkpoint of another
+            plan, or another process was lost.
+        ConfigError: more processes than samples in a batch.
     """
     settings = plan.training
-    torch.manual_seed(settings.seed)
-    model = build_mask_rcnn(plan).to(device).train()
-    average = _Average(model, settings.ema_decay)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, settings))
+    if settings.batch_size < world.size:
+        raise ConfigError(
+            f"training.batch_size {settings.batch_size}: expected at least one sample for each of {world.size} "
+            "processes; start fewer, or raise it"
+        )
+    checkpoint = load_checkpoint(run, note) if resume else None
+    state = TrainingState(plan, device, None if checkpoint else initialise)
+    if checkpoint:
+        state.restore(checkpoint)
+    elif world.first:
+        save_plan(run, plan)
+    (validating,) = world.tell([validator is not None])
+
+    def validate_if_due() -> bool:
+        due = state.step % settings.validate_every == 0 or state.step == settings.steps
+        if not validating or not due or state.validated == state.step:
+            return False
+        found = validator(state.average.values, state.step, track) if validator else None
+        state.judge(*world.tell([found.score, found.is_best, found.stop] if found else [math.nan, 0, 0]))
+        outputs.save_checkpoint()
+        return True
+
     dataset = SliceDataset(cases, plan, settings.steps * settings.batch_size, settings.seed)
-    loader = DataLoader(
+    loader = _loader(dataset, state, settings, world, device)
+    stepper = Stepper(state.model, settings, device, world)
+    loss, interrupted = math.nan, False
+    with Outputs(run, state, world) as outputs:
+        try:
+            if initialise and not checkpoint:
+                outputs.save_checkpoint()  # a resumed run needs no weights to begin with
+            validate_if_due()  # where a run was killed in the middle of it
+            for share in track(loader, "training", len(loader)):
+                losses, norm = stepper.gradients(share)
+                loss = sum(losses.values())
+                if not math.isfinite(loss + norm):
+                    raise ModelError(_not_finite(losses, norm, stepper, share, dataset, state, world))
+                with state.changing():
+                    rate = state.learning_rate
+                    state.advance()
+                    outputs.add_row([state.step, rate, loss, *losses.values()])
+                show(_standing(state, loss))
+                if not validate_if_due() and state.step % settings.checkpoint_every == 0:
+                    outputs.save_checkpoint()
+                if state.finished:
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            stepper.close()
+        outputs.finish()
+    return TrainingResult(
+        steps=state.step,
+        interrupted=interrupted,
+        loss=loss,
+        best_step=state.best_step,
+        best_score=state.best_score,
+        seconds=state.seconds,
+    )
+
+
+def _loader(
+    dataset: SliceDataset, state: TrainingState, settings: TrainingPlan, world: World, device: torch.device
+) -> DataLoader:
+    """Return a loader of this process's share of every batch that is still to come."""
+    last = state.step if state.finished else settings.steps
+    starts = range(state.step * settings.batch_size, last * settings.batch_size, settings.batch_size)
+    return DataLoader(
         dataset,
-        batch_size=settings.batch_size,
+        batch_sampler=[list(world.share(range(start, start + settings.batch_size))) for start in starts],
         num_workers=settings.workers,
         collate_fn=list,
         pin_memory=device.type == "cuda",
-        persistent_workers=False,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # torch's own would be drawn from, once more in a resumed run
     )
-    save_plan(run, plan)
-    stepper = Stepper(model, optimizer, settings, device)
-    step, loss, interrupted = 0, math.nan, False
-    with _metrics(run / METRICS_FILE) as write:
-        try:
-            for batch in track(loader, "training", settings.steps):
-                losses = stepper.step(batch)
-                loss = sum(losses.values())
-                write([step + 1, optimizer.param_groups[0]["lr"], loss, *(losses.get(name, 0.0) for name in LOSSES)])
-                average.update(model)
-                schedule.step()
-                step += 1
-                if step % SAVE_EVERY == 0:
-                    save_weights(run, average.weights())
-        except KeyboardInterrupt:
-            interrupted = True
-        except ModelError:
-            if not (run / WEIGHTS_FILE).exists():  # nothing came of it: the folder can be used again
-                (run / PLAN_FILE).unlink()
-                (run / METRICS_FILE).unlink()
-            raise
-        finally:
-            stepper.close()
-    save_weights(run, average.weights())
-    return TrainingResult(steps=step, interrupted=interrupted, loss=loss)
-
-
-def _learning_rate(step: int, settings: TrainingPlan) -> float:
-    """Return the share of the learning rate: linear warm-up, then a half cosine to zero."""
-    warmup = max(1, round(settings.warmup_fraction * settings.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay the weights of convolutions and linear layers, not biases and normalisation."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-class _Average:
-    """Exponential moving average of the weights, short at first so that a short run is not mostly its start."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.updates = 0
-        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.values.values()), list(model.state_dict().values()), 1 - decay)
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.values
 
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-@contextmanager
-def _metrics(path: Path) -> Iterator["_Writer"]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        yield _Writer(file)
+def _standing(state: TrainingState, loss: float) -> str:
+    """Say in a few words how training stands."""
+    best = f", best {state.best_score:.3f} at step {state.best_step}" if state.best_step else ""
+    return f"loss {loss:.3f}{best}"
 
 
-class _Writer:
-    def __init__(self, file: TextIO):
-        self.file = file
-        self.csv = csv.writer(file)
-        self.csv.writerow(["step", "learning_rate", "loss", *LOSSES])
-
-    def __call__(self, row: list[float]) -> None:
-        self.csv.writerow([f"{v:.6g}" for v in row])
-        self.file.flush()
+def _not_finite(
+    losses: dict[str, float],
+    norm: float,
+    stepper: Stepper,
+    share: list,
+    dataset: SliceDataset,
+    state: TrainingState,
+    world: World,
+) -> str:
+    """Say what is not finite and which slices of which cases it comes from."""
+    batch = range(dataset.plan.training.batch_size)
+    culprits = stepper.find_culprits(share, world.share(batch).start)
+    origins = [dataset.origin(state.step * len(batch) + place) for place in culprits]
+    named = ", ".join(f"case {case} slice {index}" for case, index in origins) or "no single slice"
+    rounded = {name: round(value, 3) for name, value in losses.items()}
+    return (
+        f"step {state.step + 1}: losses {rounded} with a gradient of {norm:.3g} are not finite, from {named}; look for "
+        "extreme intensities there, or lower training.learning_rate"
+    )

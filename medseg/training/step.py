@@ -1,6 +1,7 @@
 """One step of training: the gradients of a batch, and what precision and threads they are computed with."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -8,32 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from medseg.data.dataset import Sample
-from medseg.errors import ModelError
 from medseg.models.heads import Target
 from medseg.models.mask_rcnn import MaskRCNN
+from medseg.training.distributed import ALONE, World
 from medseg.values.plan import TrainingPlan
 
+LOSSES = ("objectness", "rpn_box", "class", "box", "mask", "semantic")
 
-class _Gradients(NamedTuple):
-    """Losses of one group of samples and their gradients, times the samples; None for a parameter without a part."""
 
-    losses: dict[str, float]
+class _Part(NamedTuple):
+    """Losses [len(LOSSES)] of one group of samples and their gradients, times the samples.
+
+    A parameter that had no part in them has no gradient.
+    """
+
+    losses: Tensor
     gradients: tuple[Tensor | None, ...]
 
 
 class Stepper:
-    """Computes the gradients of a batch and makes one step.
+    """Computes the gradients of a batch.
 
-    On a GPU the samples of one size are one group. On a CPU every sample is a group of its own, on a thread of its own:
-    convolutions of small slices gain nothing from several threads each, and a step is nearly twice as fast
-    on two cores. The groups' gradients are averaged in the order of the samples, so the sum is always the same.
+    On a CPU every sample is a group of its own, on a thread of its own: convolutions of small slices gain nothing from
+    several threads each, and a step is nearly twice as fast on two cores. On a GPU the samples of one size are one
+    group, of each of the parts that ``accumulate`` asks for. The losses are means over images, so the sum over groups,
+    and over processes, is that of the whole batch; it is taken in the order of the samples and always the same.
     """
 
-    def __init__(self, model: MaskRCNN, optimizer: torch.optim.Optimizer, settings: TrainingPlan, device: torch.device):
+    def __init__(self, model: MaskRCNN, settings: TrainingPlan, device: torch.device, world: World = ALONE):
         self.model = model
-        self.optimizer = optimizer
+        self.world = world
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.clip_norm = settings.clip_norm
+        self.settings = settings
         self.device = device
         self.half = uses_bfloat16(settings, device)
         self.threads = torch.get_num_threads()
@@ -46,32 +53,52 @@ class Stepper:
         self.pool.shutdown()
         torch.set_num_threads(self.threads)
 
-    def step(self, batch: list[Sample]) -> dict[str, float]:
-        """Change the weights once; return the mean losses.
+    def gradients(self, share: Sequence[Sample]) -> tuple[dict[str, float], float]:
+        """Leave the gradients of a batch, clipped, at the parameters.
 
-        Raises:
-            ModelError: losses or gradients are not finite; the weights stay as they are.
+        Args:
+            share: this process's samples of the batch.
+
+        Returns:
+            The mean losses over the whole batch by name, and the norm of its gradients before clipping. Where one of
+            them is not finite, neither are the gradients.
         """
-        groups = [[sample] for sample in batch] if self.device.type == "cpu" else _of_one_size(batch)
-        parts = list(self.pool.map(self._gradients, groups))
-        for parameter, *gradients in zip(self.parameters, *(part.gradients for part in parts), strict=True):
-            known = [g for g in gradients if g is not None]
-            total = known[0] if known else torch.zeros_like(parameter)
-            for gradient in known[1:]:
-                total.add_(gradient)
-            parameter.grad = total.div_(len(batch))
-        losses = {name: sum(part.losses[name] for part in parts) / len(batch) for name in parts[0].losses}
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
-        if not math.isfinite(norm + sum(losses.values())):
-            rounded = {name: round(value, 3) for name, value in losses.items()}
-            raise ModelError(
-                f"losses {rounded} with a gradient of {norm:.3g} are not finite; lower training.learning_rate or look "
-                "for extreme intensities in the cohort"
-            )
-        self.optimizer.step()
-        return losses
+        totals: list[Tensor | None] = [None] * len(self.parameters)
+        losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
+        for part in self._parts(share):
+            losses += part.losses
+            totals = [_sum(total, gradient) for total, gradient in zip(totals, part.gradients, strict=True)]
+        whole = [torch.zeros_like(p) if t is None else t for p, t in zip(self.parameters, totals, strict=True)]
+        self._add_up(whole)
+        self.world.add_up(losses)
+        for parameter, total in zip(self.parameters, whole, strict=True):
+            parameter.grad = total.div_(self.settings.batch_size)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
+        return dict(zip(LOSSES, losses.div_(self.settings.batch_size).tolist(), strict=True)), norm
 
-    def _gradients(self, samples: list[Sample]) -> _Gradients:
+    def find_culprits(self, share: Sequence[Sample], first: int) -> list[int]:
+        """Return which samples of a batch have losses or gradients that are not finite, on their own.
+
+        Args:
+            share: this process's samples.
+            first: place of the first of them in the batch.
+
+        Returns:
+            Places in the batch, the same in every process; none where only the sum over samples is too large.
+        """
+        faults = torch.zeros(self.settings.batch_size, dtype=torch.float64, device=self.device)
+        for place, sample in enumerate(share, first):
+            part = self._compute([sample])
+            known = [part.losses, *(g for g in part.gradients if g is not None)]
+            faults[place] = not all(bool(torch.isfinite(value).all()) for value in known)
+        return [place for place, fault in enumerate(self.world.add_up(faults).tolist()) if fault]
+
+    def _parts(self, share: Sequence[Sample]) -> Iterable[_Part]:
+        if self.device.type == "cpu":
+            return self.pool.map(self._compute, [[sample] for sample in share])
+        return map(self._compute, groups_of(share, self.settings.accumulate))
+
+    def _compute(self, samples: list[Sample]) -> _Part:
         images = torch.stack([s.image for s in samples]).to(self.device, non_blocking=True)
         targets = [
             Target(
@@ -88,15 +115,33 @@ class Stepper:
             losses = self.model.losses(images, targets)
         total = torch.stack(list(losses.values())).sum() * len(samples)
         gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
-        return _Gradients({name: float(value.detach()) * len(samples) for name, value in losses.items()}, gradients)
+        nothing = total.new_zeros(())
+        named = torch.stack([losses.get(name, nothing).detach() for name in LOSSES])
+        return _Part(named.double() * len(samples), gradients)
+
+    def _add_up(self, gradients: list[Tensor]) -> None:
+        """Add gradients up over the processes, in place and in one exchange."""
+        if self.world.size == 1:
+            return
+        flat = self.world.add_up(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
-def _of_one_size(batch: list[Sample]) -> list[list[Sample]]:
-    """Split a batch into groups of images that can be stacked."""
-    groups: dict[tuple[int, ...], list[Sample]] = {}
-    for sample in batch:
-        groups.setdefault(tuple(sample.image.shape), []).append(sample)
-    return list(groups.values())
+def _sum(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return total.add_(gradient)
+
+
+def groups_of(samples: Sequence[Sample], parts: int) -> Iterator[list[Sample]]:
+    """Cut samples into so many parts at most, and these into groups of images that can be stacked."""
+    size = max(1, math.ceil(len(samples) / parts))
+    for start in range(0, len(samples), size):
+        groups: dict[tuple[int, ...], list[Sample]] = {}
+        for sample in samples[start : start + size]:
+            groups.setdefault(tuple(sample.image.shape), []).append(sample)
+        yield from groups.values()
 
 
 def uses_bfloat16(settings: TrainingPlan, device: torch.device) -> bool:
