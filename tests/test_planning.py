@@ -4,21 +4,29 @@ import dataclasses
 
 import numpy as np
 import pytest
-from network_fixtures import HPL, LABELS, simple_case
+from highdicom import Volume
+from network_fixtures import LABELS, simple_case
 
 from medseg.data.fingerprint import CaseFacts, Fingerprint, fingerprint, look_at
 from medseg.data.planning import derive_plan
-from medseg.errors import ConfigError, InputError
+from medseg.errors import ConfigError
 from medseg.labels import LabelTable
 from medseg.models.mask_rcnn import build_mask_rcnn
-from medseg.values.geometry import AxisMap, make_volume
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import Plan, check_fields, load_plan
 
 
+def look_at_one(volume: Volume, truth: InstanceSet) -> CaseFacts:
+    return look_at((volume,), truth, "HPL")
+
+
+def together(cases: list[CaseFacts], labels: LabelTable = LABELS) -> Fingerprint:
+    return fingerprint(cases, labels, ("image",), "HPL")
+
+
 @pytest.fixture(scope="module")
 def facts() -> Fingerprint:
-    return fingerprint([look_at(*simple_case(seed), "HPL") for seed in range(3)], LABELS)
+    return together([look_at_one(*simple_case(seed)) for seed in range(3)])
 
 
 @pytest.fixture(scope="module")
@@ -26,51 +34,10 @@ def plan(facts: Fingerprint) -> Plan:
     return derive_plan(facts)
 
 
-def block_case() -> tuple:
-    """Two blocks in a body, sizes known by hand: 4.0 x 3.0 x 2.0 mm voxels."""
-    array = np.full((6, 40, 50), -1000, np.int16)
-    array[:, 10:30, 10:40] = 0
-    masks = [np.zeros(array.shape, bool) for _ in range(3)]
-    masks[0][1:5, 12:26, 12:30] = True
-    masks[1][2, 14:18, 14:20] = masks[1][3, 14:19, 14:22] = True
-    masks[2][3, 12:14, 32:36] = True
-    array[masks[0]], array[masks[1]], array[masks[2]] = 100, 60, 150
-    affine = np.eye(4)
-    affine[:3, :3] = HPL * [4.0, 3.0, 2.0]
-    volume = make_volume(array, affine, "blocks")
-    labelled = [(1, masks[0]), (2, masks[1]), (2, masks[2])]
-    return volume, InstanceSet.from_masks(labelled, volume, LABELS)
-
-
-@pytest.mark.parametrize(
-    "stored", [AxisMap(order=(0, 1, 2), flips=(False,) * 3), AxisMap(order=(2, 0, 1), flips=(True, False, True))]
-)
-def test_facts_are_measured_in_the_plans_orientation(stored: AxisMap) -> None:
-    volume, truth = block_case()
-    facts = look_at(stored.volume(volume), truth.moved(stored), "HPL")
-    np.testing.assert_allclose(facts.spacing_mm, (4.0, 3.0, 2.0))
-    assert facts.shape == (6, 40, 50)
-    np.testing.assert_allclose(facts.body_mm, ((20 + 8) * 3.0, (30 + 8) * 2.0))  # 4 pixels of air each side
-    np.testing.assert_allclose(facts.boxes_mm[1], [[14 * 3.0, 18 * 2.0]] * 4)
-    np.testing.assert_allclose(facts.boxes_mm[2], [[4 * 3, 6 * 2], [5 * 3, 8 * 2], [2 * 3, 4 * 2]])
-    np.testing.assert_allclose(facts.sides_mm[1], [(42 * 36) ** 0.5])
-    np.testing.assert_allclose(facts.sides_mm[2], [(15 * 16) ** 0.5, (6 * 8) ** 0.5])
-    assert facts.per_slice == 3 and facts.lowest == -1000
-    assert set(facts.intensities) == {60.0, 100.0, 150.0}
-
-
-def test_a_fingerprint_needs_every_label() -> None:
-    facts = look_at(*block_case(), "HPL")
-    with pytest.raises(InputError, match="no cases"):
-        fingerprint([], LABELS)
-    with pytest.raises(InputError, match=r"labels \['spleen'\] occur in no case"):
-        fingerprint([facts], LabelTable.from_names(["organ", "lesion", "spleen"]))
-
-
 def test_ct_is_known_by_its_air(facts: Fingerprint) -> None:
     assert facts.is_ct
-    mr = dataclasses.replace(facts.cases[0], lowest=0.0)
-    mixed = fingerprint([*facts.cases, mr], LABELS)
+    mr = dataclasses.replace(facts.cases[0], lowest=(0.0,))
+    mixed = together([*facts.cases, mr])
     assert not mixed.is_ct
     plan = derive_plan(mixed)
     assert plan.input.intensity == "zscore" and plan.input.air_threshold is None
@@ -99,26 +66,59 @@ def test_anchors_cover_the_boxes(plan: Plan, facts: Fingerprint) -> None:
 
 
 def test_the_windows_show_what_is_under_the_masks(plan: Plan, facts: Fingerprint) -> None:
-    values = np.concatenate([case.intensities for case in facts.cases])
+    values = facts.values(0)
     low, high = plan.input.windows[0]
     assert np.mean((values > low) & (values < high)) > 0.99
     assert plan.input.air_threshold is not None and plan.input.air_threshold < low
 
 
-def test_small_objects_get_pixels_and_large_slices_lose_some(facts: Fingerprint) -> None:
-    def with_sides(side_mm: float, spacing_mm: float, body_mm: float) -> Plan:
-        case = dataclasses.replace(
-            facts.cases[0],
-            spacing_mm=(5.0, spacing_mm, spacing_mm),
-            body_mm=(body_mm, body_mm),
-            sides_mm={1: np.array([90.0]), 2: np.array([side_mm])},
-        )
-        return derive_plan(fingerprint([case], LABELS))
+def with_sizes(
+    facts: Fingerprint, side_mm: float, spacing_mm: float, body_mm: float, shape: tuple[int, int, int] = (14, 60, 68)
+) -> Fingerprint:
+    """The first case with other figures: all lesions of one side, boxes of 90 mm at most, square pixels and bodies."""
+    first = facts.cases[0]
+    lesion = dataclasses.replace(first.classes[2], sides_mm=np.array([side_mm]), boxes_mm=np.array([[side_mm] * 2]))
+    case = dataclasses.replace(
+        first,
+        shape=shape,
+        spacing_mm=(5.0, spacing_mm, spacing_mm),
+        body_mm=(body_mm, body_mm),
+        classes={1: dataclasses.replace(first.classes[1], sides_mm=np.array([90.0])), 2: lesion},
+    )
+    return together([case])
 
-    assert with_sides(30.0, 1.0, 300.0).input.spacing_mm == (1.0, 1.0)  # as the cohort has it
-    assert with_sides(30.0, 0.5, 400.0).input.spacing_mm[0] == pytest.approx(400 / 512, rel=0.01)
-    small = with_sides(3.0, 1.0, 300.0)
-    assert small.input.spacing_mm[0] < 1.0 and "'lesion'" in small.reasons["input.spacing_mm"]
+
+@pytest.mark.parametrize(
+    ("side_mm", "spacing_mm", "body_mm", "expected_mm", "why"),
+    [
+        (30.0, 1.0, 300.0, 1.0, "the median pixel of the cohort, 1 mm"),  # 30 pixels are enough
+        (30.0, 0.5, 400.0, 400 / 512, "slices of 400 mm a side on average in 512 pixels"),
+        (12.0, 1.0, 300.0, 12 / 14, "7 cells of stride 2"),  # 12 pixels become 14
+        (7.0, 1.0, 400.0, 400 / 512, "slices stay at 512 pixels"),  # 14 would make 800 pixels a side
+        (3.0, 1.0, 400.0, 3 / 6, "6 pixels at least"),  # whatever it costs
+        (1.0, 1.0, 400.0, 1 / 4, "4 times finer is the most"),
+        (14.0, 1.0, 40.0, 1 / 4, "14 cells of stride 4"),  # a small slice: 14 mm become 56 pixels
+        (14.0, 1.0, 100.0, 100 / 224, "slices stay at 224 pixels"),
+    ],
+)
+def test_the_pixel_by_what_small_objects_need_and_slices_cost(
+    facts: Fingerprint, side_mm: float, spacing_mm: float, body_mm: float, expected_mm: float, why: str
+) -> None:
+    plan = derive_plan(with_sizes(facts, side_mm, spacing_mm, body_mm))
+    assert plan.input.spacing_mm[0] == pytest.approx(expected_mm, rel=0.01)
+    assert why in plan.reasons["input.spacing_mm"]
+
+
+def test_what_follows_from_the_pixels_of_objects_and_slices(facts: Fingerprint) -> None:
+    large = derive_plan(with_sizes(facts, 60.0, 1.0, 400.0))
+    assert (large.model.finest_stride, large.model.stem) == (4, "conv7")
+    assert large.training.crop_size == (256, 256) and "crops" in large.reasons["training.crop_size"]
+    small = derive_plan(with_sizes(facts, 12.0, 1.0, 300.0))
+    assert (small.model.finest_stride, small.model.stem) == (2, "deep")
+    assert small.training.focus_fraction == 0.4 and small.training.focus_size == (64, 64)
+    whole = derive_plan(with_sizes(facts, 14.0, 1.0, 40.0))
+    assert whole.training.crop_size == (160, 160) and "whole slices" in whole.reasons["training.crop_size"]
+    assert whole.model.coarsest_stride == 16 and whole.model.roi_canonical_size == 224
 
 
 def test_a_pixel_that_the_user_chose_is_what_everything_fits(facts: Fingerprint) -> None:
@@ -132,7 +132,7 @@ def test_a_pixel_that_the_user_chose_is_what_everything_fits(facts: Fingerprint)
 def test_context_follows_the_slice_distance(facts: Fingerprint) -> None:
     assert derive_plan(facts).input.context_mm == (-5.0, 0.0, 5.0)
     flat = [dataclasses.replace(case, shape=(1, 60, 68)) for case in facts.cases]
-    assert derive_plan(fingerprint(flat, LABELS)).input.context_mm == (0.0,)
+    assert derive_plan(together(flat)).input.context_mm == (0.0,)
 
 
 def test_a_derived_plan_builds_and_survives_its_file(plan: Plan, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -150,8 +150,7 @@ def test_settings_that_no_plan_has_are_refused() -> None:
 
 
 def test_one_case_of_one_object_makes_a_plan() -> None:
-    volume, truth = block_case()
+    volume, truth = simple_case(0)
     one = InstanceSet.from_masks([(2, truth.full_mask(3))], volume, LabelTable([LABELS[2]]))
-    facts: CaseFacts = look_at(volume, one, "HPL")
-    plan = derive_plan(fingerprint([facts], one.labels))
+    plan = derive_plan(together([look_at_one(volume, one)], one.labels))
     assert plan.inference.detections_per_slice >= 2 and plan.labels == one.labels

@@ -111,7 +111,7 @@ def _along(axis: int, part: slice) -> tuple[slice, ...]:
 
 
 def cut_out(instance: Instance, low: NDArray[np.int64], high: NDArray[np.int64]) -> Mask:
-    """Return an object's voxels in the window ``low``..``high`` (exclusive) of the volume, which may reach beyond it."""
+    """Return an object's voxels in a window ``low``..``high`` (exclusive), which may reach beyond the volume."""
     out = np.zeros(np.maximum(high - low, 0), np.bool_)
     start = np.maximum(low, instance.offset)
     stop = np.minimum(high, np.add(instance.offset, instance.mask.shape))

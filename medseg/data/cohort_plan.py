@@ -1,0 +1,85 @@
+"""From a cohort to its fingerprint and plan, and whether a plan fits a cohort."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from medseg.data.check import checked_cases
+from medseg.data.cohort import Cohort, common_labels
+from medseg.data.fingerprint import CaseFacts, Fingerprint, fingerprint, look_at, thin_outlines
+from medseg.data.planning import derive_plan
+from medseg.errors import ConfigError
+from medseg.labels import LabelTable
+from medseg.progress import Track, silent
+from medseg.values.plan import Plan
+
+#: The plan's orientation unless the user says otherwise.
+ORIENTATION = "HPL"
+
+
+def fingerprint_cohort(cohort: Cohort, orientation: str = ORIENTATION, track: Track = silent) -> Fingerprint:
+    """Read and check every case, one after the other, and collect the cohort's facts.
+
+    Raises:
+        InputError, GeometryError: of the one broken case; CasesError: of several; a label without an object.
+    """
+    tables: list[LabelTable] = []
+
+    def facts() -> Iterator[CaseFacts]:
+        for _, volumes, instances in checked_cases(cohort, track):
+            tables.append(instances.labels)
+            yield look_at(volumes, instances, orientation)
+
+    cases = tuple(thin_outlines(facts()))
+    labels = cohort.labels or common_labels(tables, "cohort")
+    return fingerprint(cases, labels, cohort.channels, orientation)
+
+
+def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
+    """Read and check every case, and decide the plan.
+
+    Args:
+        cohort: from `find_cohort`.
+        settings: dotted plan fields that the user decides, e.g. ``{"model.backbone": "resnet34"}``.
+        track: progress over cases.
+
+    Raises:
+        InputError, GeometryError: of the one broken case; CasesError: of several, each with its reason.
+        ConfigError: a setting that is unknown or out of range.
+    """
+    return plan_with(fingerprint_cohort(cohort, orientation_in(settings), track), settings)
+
+
+def orientation_in(settings: Mapping[str, Any]) -> str:
+    """Return the orientation that the settings ask for."""
+    return str(settings.get("input.orientation", ORIENTATION))
+
+
+def plan_with(facts: Fingerprint, settings: Mapping[str, Any]) -> Plan:
+    """Decide the plan of a cohort, the user's settings in it; what they do not say fits the pixel that they say.
+
+    Raises:
+        ConfigError: a setting that is unknown or out of range.
+    """
+    spacing = settings.get("input.spacing_mm")
+    sound = isinstance(spacing, (list, tuple)) and all(isinstance(s, (int, float)) and s > 0 for s in spacing)
+    pixel = min(spacing) if spacing and sound else None  # with_overrides tells what is wrong with another
+    plan = derive_plan(facts, pixel_mm=pixel)
+    windowed = {"input.intensity": "window"} if "input.windows" in settings else {}
+    return plan.with_overrides({**windowed, **settings})
+
+
+def check_plan_fits(plan: Plan, facts: Fingerprint, source: str) -> None:
+    """Refuse (ConfigError) a plan for other labels or channels than the cohort has; ``source`` names its file."""
+    for what, planned, found in (
+        ("labels", _named(plan.labels), _named(facts.labels)),
+        ("channels", ", ".join(plan.input.channel_names), ", ".join(facts.channels)),
+    ):
+        if planned != found:
+            raise ConfigError(
+                f"{source}: the plan is for the {what} {planned}, the cohort has {found}; make a plan of this cohort "
+                "with medseg plan"
+            )
+
+
+def _named(labels: LabelTable) -> str:
+    return ", ".join(f"{label.id} {label.name!r} ({label.kind})" for label in labels)
