@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from highdicom import Volume
+from highdicom import Volume, VolumeGeometry
 
 from medseg.data.grid import stack_channels
 from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset
@@ -18,6 +18,7 @@ from medseg.io.cohort_table import (
     read_cohort_labels,
     read_cohort_table,
 )
+from medseg.io.dicom_context import DicomContext, read_dicom_context
 from medseg.io.identity import read_patient_id
 from medseg.io.instances import has_segments, is_dicom, read_instances
 from medseg.io.label_names import read_label_table, united_labels
@@ -226,8 +227,10 @@ def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None, not
     must lie on it.
     """
     geometry = volume.get_geometry()
-    dicom = row.label.is_file() and is_dicom(row.label)
-    instances = read_instances(row.label, labels=labels, image=geometry if dicom else None, note=note)
+    image: DicomContext | VolumeGeometry | None = None
+    if row.label.is_file() and is_dicom(row.label):
+        image = read_dicom_context(row.images[0], row.series) if row.images[0].is_dir() else geometry
+    instances = read_instances(row.label, labels=labels, image=image, note=note)
     axis_map = grid_map(instances.geometry, volume)
     if axis_map is not None:
         instances = instances.moved(axis_map)

@@ -1,8 +1,9 @@
 """Cohorts as an archive hands them out: a folder per patient with DICOM series and a SEG or RTSTRUCT.
 
 The image of a segmentation is the series that it refers to (PS3.3 C.7.6.16.2.1.3 and C.8.8.5); other series in the
-folder do not matter. Folders and files are often named after patients, so cases get a hash of their series' UID for a
-name, and patients, told apart by their PatientID, a number.
+folder do not matter. Where that one is missing, the only one that is there has to do, if it lies in the same place.
+Folders and files are often named after patients, so cases get a hash of their series' UID for a name, and patients, told
+apart by their PatientID, a number.
 """
 
 import hashlib
@@ -161,13 +162,13 @@ def _series_of(label: Path, series: dict[str, list[DicomFile]]) -> str:
     present = [uid for uid in named if uid in series]
     if len(present) == 1:
         return present[0]
-    if not named and len(series) == 1:
+    if not present and len(series) == 1:  # de-identified one by one, perhaps; its place tells when it is read
         return next(iter(series))
     if not named:
         raise InputError(f"{label}: does not say which of {len(series)} image series it belongs to; list both in a CSV")
     if present:
         raise InputError(f"{label}: refers to {len(present)} of the series in its folder, expected one; split it")
     raise InputError(
-        f"{label}: refers to series {named[0]}, which is not in its patient's folder ({len(series)} image series are); "
-        "add that series"
+        f"{label}: refers to series {named[0]}, which is not among the {len(series)} image series of its patient's "
+        "folder; add that series"
     )
