@@ -30,9 +30,22 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from medseg.cli import check, convert, demo, evaluate, export, info, measure, phantom, predict, train, tune_linking
+    from medseg.cli import (
+        check,
+        convert,
+        demo,
+        evaluate,
+        export,
+        info,
+        measure,
+        phantom,
+        plan,
+        predict,
+        train,
+        tune_linking,
+    )  # fmt: skip
 
-    for verb in (demo, info, convert, export, check, train, tune_linking, predict, evaluate, measure, phantom):
+    for verb in (demo, info, convert, export, check, plan, train, tune_linking, predict, evaluate, measure, phantom):
         app.command(verb.NAME)(verb.run)
 
 

@@ -7,11 +7,11 @@ import typer
 
 from medseg.cli import console
 from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, joined_processes
+from medseg.cli.plan import show_plan
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from medseg.training.loop import TrainingResult
-    from medseg.values.plan import Plan
 
 NAME = "train"
 
@@ -24,6 +24,9 @@ def run(
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Plan field, e.g. --set model.backbone=resnet34; repeatable."),
+    ] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Plan to follow, as medseg plan writes it, but for what --set says.")
     ] = None,
     fold: Annotated[
         str | None,
@@ -62,6 +65,8 @@ def run(
     if pretrained and init:
         raise ConfigError("--pretrained and --init: a training begins with one of them; leave out the other")
     start = start_from_file(pretrained) if pretrained else start_from_run(init) if init else None
+    if plan_file and resume:
+        raise ConfigError("--plan and --resume: a training goes on by its own plan; leave out --plan")
     held_out = None if fold is None else parse_fold(fold)
     with joined_processes(device, threads) as (world, own_device):
         result = train_cohort(
@@ -69,6 +74,7 @@ def run(
             out,
             own_device,
             settings=chosen,
+            plan_file=plan_file,
             fold=held_out,
             start=start,
             single_case=single_case,
@@ -100,19 +106,3 @@ def _tell(result: "TrainingResult", out: Path) -> None:
     for file in ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json"):
         if (out / file).exists():
             console.wrote(out / file)
-
-
-def show_plan(plan: "Plan") -> None:
-    """Print what was decided and why."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title="plan", box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("field", "value", "reason"):
-        table.add_column(column)
-    data = plan.model_dump(mode="json")
-    for field, reason in plan.reasons.items():
-        section, _, key = field.partition(".")
-        table.add_row(field, escape(str(data[section][key])), escape(reason))
-    console.out.print(table)

@@ -4,11 +4,12 @@ An anchor is judged as the network will use it: laid a quarter of its level's st
 which is how far a centre lies from the nearest cell's on average.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
+from scipy.cluster.vq import ClusterError, kmeans2
 
 #: IoU from which an anchor counts as finding a box.
 FOUND_IOU = 0.5
@@ -54,19 +55,27 @@ def fit_anchors(
     plain = _judged("equal ratios", equal, ratios, boxes, strides)
     spread = np.percentile(sides, (np.arange(number) + 0.5) * 100 / number)
     clipped = np.clip(sides, low, None)
-    candidates = [
-        _judged("k-means", _means(clipped, equal), ratios, boxes, strides),
-        _judged("k-means", _means(clipped, np.exp(spread)), ratios, boxes, strides),
-        _judged("k-means", _means(clipped, equal), _means(shapes, ratios), boxes, strides),
+    found = [_means(clipped, start) for start in (equal, np.exp(spread))]
+    shaped = [ratios, _means(shapes, ratios)]
+    fitted = [
+        _judged("k-means", sizes, shape, boxes, strides)
+        for sizes, shape in product([equal, *found], shaped)
+        if sizes is not None and shape is not None
     ]
-    best = max(candidates, key=lambda fit: fit.mean_iou)
+    best = max(fitted, key=lambda fit: fit.mean_iou)
     better = best.mean_iou > plain.mean_iou + WORTH_IT and best.recall >= plain.recall
     return (best if better else plain), plain
 
 
-def _means(values: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the exponentials of k-means of values (in logarithms) that begin at ``start``, ascending."""
-    middle, _ = kmeans2(values[:, None], np.log(start)[:, None], iter=30, minit="matrix", missing="raise")
+def _means(values: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return the exponentials of k-means of values (in logarithms) that begin at ``start``, ascending.
+
+    None where values do not fall into so many clusters.
+    """
+    try:
+        middle, _ = kmeans2(values[:, None], np.log(start)[:, None], iter=30, minit="matrix", missing="raise")
+    except ClusterError:
+        return None
     return np.sort(np.exp(middle[:, 0]))
 
 

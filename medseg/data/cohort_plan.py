@@ -1,7 +1,8 @@
 """From a cohort to its fingerprint and plan, and whether a plan fits a cohort."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from medseg.data.check import checked_cases
 from medseg.data.cohort import Cohort, common_labels
@@ -10,7 +11,7 @@ from medseg.data.planning import derive_plan
 from medseg.errors import ConfigError
 from medseg.labels import LabelTable
 from medseg.progress import Track, silent
-from medseg.values.plan import Plan
+from medseg.values.plan import Plan, load_plan
 
 #: The plan's orientation unless the user says otherwise.
 ORIENTATION = "HPL"
@@ -34,24 +35,40 @@ def fingerprint_cohort(cohort: Cohort, orientation: str = ORIENTATION, track: Tr
     return fingerprint(cases, labels, cohort.channels, orientation)
 
 
-def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
-    """Read and check every case, and decide the plan.
+class Decision(NamedTuple):
+    """The plan for a cohort, and the facts that it was derived from or compared with."""
+
+    plan: Plan
+    facts: Fingerprint
+
+
+def decide_plan(
+    cohort: Cohort, settings: Mapping[str, Any], file: Path | None = None, track: Track = silent
+) -> Decision:
+    """Read and check every case, and decide the plan: by rule, or as a file has it.
 
     Args:
         cohort: from `find_cohort`.
         settings: dotted plan fields that the user decides, e.g. ``{"model.backbone": "resnet34"}``.
+        file: a plan to take as it is, but for the settings; None: derive one.
         track: progress over cases.
 
     Raises:
         InputError, GeometryError: of the one broken case; CasesError: of several, each with its reason.
-        ConfigError: a setting that is unknown or out of range.
+        ConfigError: a setting that is unknown or out of range, a broken plan, or one of other labels or channels.
     """
-    return plan_with(fingerprint_cohort(cohort, orientation_in(settings), track), settings)
+    if file is None:
+        facts = fingerprint_cohort(cohort, str(settings.get("input.orientation", ORIENTATION)), track)
+        return Decision(plan_with(facts, settings), facts)
+    plan = load_plan(file).with_overrides(dict(settings))
+    facts = fingerprint_cohort(cohort, plan.input.orientation, track)
+    check_plan_fits(plan, facts, str(file))
+    return Decision(plan, facts)
 
 
-def orientation_in(settings: Mapping[str, Any]) -> str:
-    """Return the orientation that the settings ask for."""
-    return str(settings.get("input.orientation", ORIENTATION))
+def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
+    """Read and check every case, and return the plan by rule; see `decide_plan`."""
+    return decide_plan(cohort, settings, track=track).plan
 
 
 def plan_with(facts: Fingerprint, settings: Mapping[str, Any]) -> Plan:

@@ -42,7 +42,7 @@ def model_plan(facts: Fingerprint, scale: Scale, reasons: dict[str, str]) -> Mod
     """Choose the network."""
     finest = 2 if scale.small < FINE_STRIDE_BELOW else 4
     reasons["model.finest_stride"] = (
-        f"the side of the small objects is {scale.small:.3g} pixels, {scale.small / finest:.2g} cells of stride {finest}"
+        f"the side of small objects is {scale.small:.3g} pixels, {scale.small / finest:.2g} cells of stride {finest}"
     )
     reasons["model.stem"] = f"the finest stride is {finest}"
     coarsest = _coarsest(scale, reasons)
@@ -138,7 +138,11 @@ def training_plan(facts: Fingerprint, scale: Scale, model: ModelPlan, reasons: d
         f"float32, so {fitting} fit into the {ASSUMED_GIB} GiB that a GPU of 8 GB can spare (training.accumulate "
         "splits a step)"
     )
-    settings: dict[str, object] = {**_focus(facts, scale, crop, reasons), **_steps(facts, share, batch, reasons)}
+    settings: dict[str, object] = {
+        **_focus(facts, scale, crop, reasons),
+        **_steps(facts, share, batch, reasons),
+        **_turns(facts, reasons),
+    }
     return TrainingPlan.model_validate(
         {
             "crop_size": crop,
@@ -204,6 +208,23 @@ def _steps(facts: Fingerprint, share: float, batch: int, reasons: dict[str, str]
 def crowded(facts: Fingerprint) -> float:
     """Return how many objects a crowded slice has: 95 % of the slices with objects have no more."""
     return float(np.percentile(np.concatenate([case.per_slice[case.per_slice > 0] for case in facts.cases]), 95))
+
+
+def _turns(facts: Fingerprint, reasons: dict[str, str]) -> dict[str, object]:
+    """Mirror and turn samples where nothing has a right way up."""
+    anatomy = (
+        "cases have several slices" if not facts.single_slices
+        else "images are DICOM" if any(case.from_dicom for case in facts.cases)
+        else "labels of one object each" if any(label.kind == "single" for label in facts.labels)
+        else None
+    )  # fmt: skip
+    if anatomy:
+        reasons["training.flip_columns"] = f"{anatomy}: there may be a left and a right"
+        return {}
+    reasons["training.flip_columns"] = reasons["training.flip_rows"] = reasons["training.rotate_degrees"] = (
+        "single slices that are not DICOM, and any number of objects in them: as under a microscope, no way up"
+    )
+    return {"flip_columns": True, "flip_rows": True, "rotate_degrees": 180.0}
 
 
 def inference_plan(facts: Fingerprint, scale: Scale, reasons: dict[str, str]) -> InferencePlan:

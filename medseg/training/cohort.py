@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from medseg.data.cohort import Cohort, find_cohort
-from medseg.data.cohort_plan import plan_cohort
+from medseg.data.cohort_plan import decide_plan
+from medseg.data.fingerprint_table import describe
 from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.inference.provenance import environment
 from medseg.inference.run import PLAN_FILE
@@ -30,6 +31,7 @@ from medseg.training.validation import Validator
 from medseg.values.plan import Plan, check_fields, load_plan
 
 RECORD_FILE = "run.json"
+FINGERPRINT_FILE = "fingerprint.json"
 Rows = Sequence[CohortRow]
 
 
@@ -39,6 +41,7 @@ def train_cohort(
     device: torch.device,
     *,
     settings: Mapping[str, Any] | None = None,
+    plan_file: Path | None = None,
     fold: Fold | Literal["auto", "all"] | None = None,
     start: Start | None = None,
     single_case: bool = False,
@@ -56,7 +59,8 @@ def train_cohort(
         run: new or empty folder for plan.yaml, model.safetensors, metrics.csv, curves.png, run.json, checkpoints/ and,
             with validation, validation.csv; the prepared cases lie in it until training is done.
         device: where to compute.
-        settings: plan fields that override what the cohort suggests.
+        settings: plan fields that override what the cohort suggests, or the plan file says.
+        plan_file: a plan to take as it is otherwise; None: by rule.
         fold: which cases are held out for validation (see `choose_fold`); None: those of the run that is resumed,
             else ``auto``.
         start: weights to begin with; they decide some of the plan.
@@ -83,7 +87,7 @@ def train_cohort(
             plan = load_plan(run / PLAN_FILE)
         else:
             chosen = choose_fold(fold or "auto", cohort.rows)
-            plan = plan_cohort(cohort, settings or {}, track)
+            plan, facts = decide_plan(cohort, settings or {}, plan_file, track)
             plan = start.adapted(plan, settings or {}) if start else plan
         training, validation = _split(cohort.rows, chosen)
         if on_plan:
@@ -92,6 +96,7 @@ def train_cohort(
             if chosen is None and fold != "all":
                 note(f"fewer than {AUTO_FOLDS} patients: all are trained on, and nothing tells how good the model is")
             save_plan(run, plan)
+            write_json(run / FINGERPRINT_FILE, describe(facts))
             about = _about(cohort, chosen, training, validation, plan, device, world)
             _write_record(run, about | {"start": {"from": start.option, "sha256": start.sha256} if start else None})
         prepare_cases(cohort, [row.name for row in training], plan, run, track)
