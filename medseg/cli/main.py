@@ -43,7 +43,7 @@ def _register() -> None:
         predict,
         train,
         tune_linking,
-    )  # fmt: skip
+    )
 
     for verb in (demo, info, convert, export, check, plan, train, tune_linking, predict, evaluate, measure, phantom):
         app.command(verb.NAME)(verb.run)
