@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from medseg.data.cohort import find_cohort, read_case, read_cases
-from medseg.errors import GeometryError, InputError
+from medseg.errors import CasesError, GeometryError, InputError
 from medseg.io import read_volume, write_instances
 from medseg.io.dicom_context import read_dicom_context
 from medseg.io.series import series_name
@@ -124,9 +124,10 @@ def test_broken_folders_are_told_and_do_not_hide_the_others(folder: Path, obliqu
     write_series(folder / "Doe_John" / "third", oblique_geometry, series=f"{SERIES}.13")
     (folder / "Doe_John_2" / "rtstruct.dcm").unlink()
     shutil.copy(folder / "Roe" / "seg.dcm", folder / "Roe" / "again.dcm")
-    with pytest.raises(InputError, match=r"all 3 cases of the cohort cannot be used") as error:
-        find_cohort(folder)
-    one, two, three = str(error.value).splitlines()[1:]
+    assert not find_cohort(folder).rows
+    with pytest.raises(CasesError, match=r"^3 of 3 cases of the cohort cannot be used") as error:
+        list(read_cases(find_cohort(folder)))
+    one, two, three = error.value.reasons
     assert "case folder 1: " in one and f"refers to series {SERIES}.11, which is not among the 2 image series" in one
     assert "case folder 2: " in two and "no SEG or RTSTRUCT among its 2 image series" in two
     assert "case folder 3: " in three and "2 segmentations of one series (again.dcm, seg.dcm)" in three

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli import console
+from medseg.cli.check import KIND_HELP
 
 if TYPE_CHECKING:
     from medseg.values.plan import Plan
@@ -23,12 +24,13 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Plan field, e.g. --set input.spacing_mm=[0.5,0.5]; repeatable."),
     ] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
     fingerprint: Annotated[
         Path | None, typer.Option("--fingerprint", help="JSON file for the facts about the cohort.")
     ] = None,
 ) -> None:
     """Read a cohort, tell what it looks like, and write the plan that medseg train would follow."""
-    from medseg.data.cohort import find_cohort
+    from medseg.data.cohort import find_cohort, parse_kind
     from medseg.data.cohort_plan import decide_plan
     from medseg.data.fingerprint_table import describe
     from medseg.errors import InputError
@@ -41,7 +43,8 @@ def run(
         if file.is_dir():
             raise InputError(f"{file}: is a folder, expected the name of a file to write")
         check_folder(file.parent)
-    plan, facts = decide_plan(find_cohort(cohort, track=console.track), chosen, track=console.track)
+    found = find_cohort(cohort, dict(parse_kind(text) for text in kind or []), console.track)
+    plan, facts = decide_plan(found, chosen, track=console.track)
     table = describe(facts)
     show_fingerprint(table)
     show_plan(plan)

@@ -46,18 +46,16 @@ def find_cohort(path: Path | str, kinds: Mapping[str, Kind] | None = None, track
         track: progress over folders of DICOM.
 
     Returns:
-        The cases. What lacks a file is in ``broken``, and `read_cases` raises it.
+        The cases. Those that lack a file are in ``broken``, all of them perhaps, and `read_cases` raises them.
 
     Raises:
-        InputError: nothing there, no or several of these layouts, a broken table, or no case that can be used.
+        InputError: nothing there, no or several of these layouts, or a broken table.
         ConfigError: a kind for a label that the cohort does not have.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such cohort; expected {EXPECTED}")
     cohort = _look(path, track)
-    if not cohort.rows:
-        raise broken_error([InputError(f"case {case.name}: {case.reason}") for case in cohort.broken], 0)
     own = read_cohort_labels(path)
     if own is not None:
         cohort = replace(cohort, labels=own)
@@ -147,8 +145,6 @@ def _with_names(cohort: Cohort, path: Path) -> Cohort:
             f"{path}: {len(tables)} label files name their labels and {len(nameless)} do not ({nameless[0].label}); "
             'give the cohort one labels.json, such as [{"id": 1, "name": "liver"}]'
         )
-    if not rows:
-        raise broken_error([InputError(f"case {case.name}: {case.reason}") for case in broken], 0)
     labels = united_labels(tables) if tables else None
     return replace(cohort, rows=tuple(rows), labels=labels, broken=tuple(broken))
 
@@ -174,11 +170,13 @@ def with_kinds(cohort: Cohort, kinds: Mapping[str, Kind], path: Path) -> Cohort:
     """
     if not kinds:
         return cohort
-    if cohort.labels is None:
+    if cohort.labels is None and cohort.rows:
         raise ConfigError(
             f"{path}: the labels of this cohort have no names, so none can be given a kind; write labels.json beside "
             'it, such as [{"id": 1, "name": "liver", "kind": "components"}]'
         )
+    if cohort.labels is None:  # no case could be read, which reading them will tell
+        return cohort
     unknown = [name for name in kinds if name not in cohort.labels.names]
     if unknown:
         raise ConfigError(f"--kind {unknown[0]}: no such label in {path}; it has {', '.join(cohort.labels.names)}")
@@ -281,11 +279,11 @@ def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRo
 
 
 def broken_error(errors: Sequence[MedsegError], cases: int) -> MedsegError:
-    """Return the one error of the broken cases among ``cases`` (0: no case can be used); at least one."""
+    """Return the one error for what is wrong with cases among ``cases``; at least one thing is."""
     if len(errors) == 1:
         return errors[0]
-    of = f"{len(errors)} of {cases} cases" if cases else f"all {len(errors)} cases"
-    return CasesError(f"{of} of the cohort cannot be used; mend them or take them out:", [str(e) for e in errors])
+    headline = f"{len(errors)} of {cases} cases of the cohort cannot be used; mend them or take them out:"
+    return CasesError(headline, [str(error) for error in errors])
 
 
 def common_labels(tables: Sequence[LabelTable], source: str) -> LabelTable:

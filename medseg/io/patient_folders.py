@@ -2,8 +2,8 @@
 
 The image of a segmentation is the series that it refers to (PS3.3 C.7.6.16.2.1.3 and C.8.8.5); other series in the
 folder do not matter. Where that one is missing, the only one that is there has to do, if it lies in the same place.
-Folders and files are often named after patients, so cases get a hash of their series' UID for a name, and patients, told
-apart by their PatientID, a number.
+Folders and files are often named after patients, so cases get a hash of their series' UID for a name, and patients,
+told apart by their PatientID, a number.
 """
 
 import hashlib
