@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from cli_runs import run_all
 from highdicom import VolumeGeometry
 
 from medseg.cli import check
@@ -206,3 +207,20 @@ def test_slices_are_those_of_the_largest_spacing(oblique_geometry: VolumeGeometr
     mask[[0, 3, 4]] = True
     assert empty_slices(Instance(id=1, label=1, mask=mask, offset=(10, 0, 0)), 0) == [11, 12]
     assert empty_slices(Instance(id=1, label=1, mask=mask, offset=(10, 0, 0)), 2) == []
+
+
+def test_the_command_line_lists_every_broken_case(make: Callable[..., Path], tmp_path: Path) -> None:
+    def unmarked(image: np.ndarray, label: np.ndarray) -> None:
+        label[:] = 0
+
+    folder = make(a=unmarked, d=unmarked)
+    checked, planned = run_all(
+        [["check", folder, "-o", tmp_path / "check.json"], ["plan", folder, "-o", tmp_path / "plan.yaml"]]
+    )
+    assert checked.code == 1 and checked.err == ""
+    assert checked.out.splitlines()[-1] == str(tmp_path / "check.json")
+    assert sum(line.startswith("error: case ") for line in checked.out.splitlines()) == 2
+    first, *reasons = planned.err.splitlines()
+    assert planned.code == 2 and not (tmp_path / "plan.yaml").exists()
+    assert first == "error: 2 of 4 cases of the cohort cannot be used; mend them or take them out:"
+    assert [line.split(":")[0] for line in reasons] == ["  case a", "  case d"]
