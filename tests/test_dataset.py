@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import torch
 from highdicom import VolumeGeometry
-from monai.transforms import Compose
-from network_fixtures import ellipse, one_image, tiny_plan
+from network_fixtures import one_image, tiny_plan
 from torch.utils.data import DataLoader
 
 from medseg.data.cache import CachedCase, CachedObject, load_case, prepare_case
 from medseg.data.context import network_input
-from medseg.data.dataset import MIN_VISIBLE_PIXELS, Sample, SliceDataset
-from medseg.data.transforms import OVERSIZE, augment, build_augmentation
+from medseg.data.dataset import MIN_VISIBLE_PIXELS, SOLID, Sample, SliceDataset
 from medseg.errors import InputError
 from medseg.labels import LabelTable
-from medseg.values.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +50,12 @@ def test_boxes_enclose_their_masks(cases: list[CachedCase], augmented: bool) -> 
     dataset = SliceDataset(cases, tiny_plan({"training.augment": augmented}), 40, seed=0)
     objects = 0
     for i in range(40):
-        image, boxes, classes, masks, _, _ = dataset[i]
+        image, boxes, classes, masks, covered, _ = dataset[i]
         assert image.shape == (1, 64, 64) and masks.shape == (len(boxes), 64, 64)
-        assert image.dtype == boxes.dtype == masks.dtype == torch.float32 and classes.dtype == torch.int64
-        assert masks.numel() == 0 or (masks.min() >= 0 and masks.max() <= 1 + 1e-6)
-        for box, mask in zip(boxes, masks.numpy() >= 0.5, strict=True):
+        assert image.dtype == boxes.dtype == torch.float32 and classes.dtype == torch.int64
+        assert masks.dtype == covered.dtype == torch.uint8 and covered.shape == (2, 64, 64)
+        for box, mask, number in zip(boxes, masks.numpy() >= SOLID, classes, strict=True):
+            assert (covered[number - 1].numpy() >= SOLID)[mask].all()
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             assert mask.sum() >= MIN_VISIBLE_PIXELS
@@ -92,8 +90,8 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
                 expected.append((item.label, part))
         assert classes.tolist() == [label for label, _ in expected]  # ids 1, 2 are classes 1, 2
         for mask, (_, part) in zip(masks.numpy(), expected, strict=True):
-            np.testing.assert_array_equal(mask, part)
-        np.testing.assert_array_equal(covered.numpy(), everything)
+            np.testing.assert_array_equal(mask, 255 * part)
+        np.testing.assert_array_equal(covered.numpy(), 255 * everything)
 
 
 def test_focused_crops_show_small_objects(cases: list[CachedCase]) -> None:
@@ -124,11 +122,62 @@ def test_slices_smaller_than_the_crop_are_padded_with_their_edge() -> None:
     inside = image[0, top : top + 10, left : left + 12]
     assert any(np.array_equal(inside, network_input(array, z, 5.0, plan.input)[0]) for z in range(3))
     np.testing.assert_array_equal(image, np.pad(inside[None], ((0, 0), (top, 22 - top), (left, 52 - left)), "edge"))
-    assert boxes.tolist() == [[left + 2, top + 3, left + 7, top + 7]] and masks.sum() == 20
+    assert boxes.tolist() == [[left + 2, top + 3, left + 7, top + 7]] and masks.sum() == 20 * 255
+
+
+def test_samples_are_drawn_as_often_as_the_plan_says(cases: list[CachedCase]) -> None:
+    """Shares of focused samples, of slices and of classes against those worked out by hand from the fractions."""
+    shares = {
+        "training.focus_fraction": 0.2,
+        "training.object_fraction": 0.5,
+        "training.empty_fraction": 0.3,
+        "training.class_balance": 0.0,
+    }
+    plan = tiny_plan({**shares, "training.crop_size": [32, 32], "training.focus_size": [64, 64]})
+    # Two cases of 10 slices: the first full of its one organ, the second with two lesions in slice 4 alone.
+    slab = CachedObject.of(1, np.ones((10, 40, 40), bool), (0, 0, 0))
+    spots = tuple(CachedObject.of(2, np.ones((1, 4, 4), bool), (4, 20, 10 * i)) for i in (1, 2))
+    array = np.zeros((1, 10, 60, 60), np.int16)
+    pair = [replace(cases[0], array=array, objects=objects) for objects in ((slab,), spots)]
+    dataset = SliceDataset(pair, plan, 4000, seed=5)
+    assert len(dataset.small) == 2 and [len(case.empty_slices()) for case in pair] == [0, 9]
+    places = [dataset._choose(np.random.default_rng([5, i])) for i in range(4000)]
+    focused = np.array([p.size == (64, 64) for p in places])
+    case = np.array([p.case for p in places])
+    slices = np.array([p.slice_index for p in places])
+    empty = (case == 1) & (slices != 4)
+    # 0.2 focused: lesions. Of 0.8: 0.5 objects, of three one is the organ; 0.5 elsewhere, of which 0.3 in an empty
+    # slice and 0.7 anywhere, half of that in the second case, of whose slices 9 of 10 are empty.
+    anywhere = 0.8 * 0.5 * 0.7
+    expected = {
+        "focused": 0.2,
+        "empty": 0.8 * 0.5 * 0.3 + anywhere / 2 * 0.9,
+        "organ": 0.8 * 0.5 / 3 + anywhere / 2,
+        "lesions": 0.2 + 0.8 * 0.5 * 2 / 3 + anywhere / 2 * 0.1,
+    }
+    found = {"focused": focused, "empty": empty, "organ": case == 0, "lesions": (case == 1) & (slices == 4)}
+    for name, share in expected.items():
+        deviation = (share * (1 - share) / 4000) ** 0.5
+        assert abs(found[name].mean() - share) < 4 * deviation, name
+    assert abs(sum(expected.values()) - 0.2 - 1) < 1e-12
+    in_organ = np.bincount(slices[case == 0], minlength=10) / (case == 0).sum()
+    assert abs(in_organ - 0.1).max() < 4 * (0.09 / (case == 0).sum()) ** 0.5
+
+
+def test_a_cohort_without_empty_slices_is_drawn_anywhere_instead(cases: list[CachedCase]) -> None:
+    settings = {"training.object_fraction": 0.0, "training.empty_fraction": 1.0}
+    assert all(
+        not len(s.boxes) for s in map(SliceDataset(cases, tiny_plan(settings), 20, seed=0).__getitem__, range(20))
+    )
+    slab = tuple(CachedObject.of(label, np.ones((14, 9, 9), bool), (0, 30, 30)) for label in (1, 2))
+    full = replace(cases[0], objects=slab)
+    dataset = SliceDataset([full], tiny_plan(settings), 200, seed=0)
+    assert {dataset.origin(i)[1] for i in range(200)} == set(range(14))
 
 
 def test_slices_without_objects_are_samples_too(cases: list[CachedCase]) -> None:
-    dataset = SliceDataset(cases, tiny_plan({"training.object_fraction": 0.0}), 60, seed=0)
+    settings = {"training.object_fraction": 0.0, "training.empty_fraction": 0.0}
+    dataset = SliceDataset(cases, tiny_plan(settings), 60, seed=0)
     empty = [sample for sample in (dataset[i] for i in range(60)) if not len(sample.boxes)]
     assert 5 < len(empty) < 55  # the first and last slices hold nothing
     sample = empty[0]
@@ -147,70 +196,3 @@ def test_a_label_without_objects_is_refused(cases: list[CachedCase]) -> None:
     labels = LabelTable.from_names(["organ", "lesion", "spleen"])
     with pytest.raises(InputError, match=r"labels \['spleen'\] occur in no training case"):
         SliceDataset(cases, tiny_plan(labels=labels), 1, seed=0)
-
-
-# -- augmentation ---------------------------------------------------------------------------------------------
-
-
-def shape_and_plan() -> tuple[np.ndarray, Plan]:
-    plan = tiny_plan({"training.flip_columns": True})
-    size = tuple(int(n * OVERSIZE) for n in plan.training.crop_size)
-    blob = ellipse(size, (43.3, 35.1), (9.2, 17.7)) | ellipse(size, (30.0, 52.0), (12.0, 5.0))
-    return blob.astype(np.float32)[None], plan
-
-
-def test_image_and_masks_move_together() -> None:
-    """An image that equals its mask still does after every change of geometry."""
-    mask, plan = shape_and_plan()
-    geometry = Compose(build_augmentation(plan.training, (64, 64)).transforms[:2])
-    moved = set()
-    for seed in range(8):
-        image, masks = augment(geometry, mask.copy(), mask.copy(), seed)
-        assert image.shape == masks.shape == (1, 64, 64)
-        torch.testing.assert_close(image, masks, atol=1e-5, rtol=0)
-        moved.add(round(float((masks * torch.arange(64.0)).sum()), 3))
-    assert len(moved) == 8
-
-
-def test_the_whole_chain_keeps_an_object_under_its_mask() -> None:
-    mask, plan = shape_and_plan()
-    chain = build_augmentation(plan.training, (64, 64))
-    for seed in range(20):
-        image, masks = augment(chain, mask * 2 - 1, mask.copy(), seed)
-        low, high = float(image.quantile(0.02)), float(image.quantile(0.98))
-        seen, marked = image[0] > (low + high) / 2, masks[0] >= 0.5
-        assert float((seen & marked).sum() / (seen | marked).sum()) > 0.8, seed
-
-
-def test_augmentation_is_a_function_of_its_seed() -> None:
-    mask, plan = shape_and_plan()
-    first, second = build_augmentation(plan.training, (64, 64)), build_augmentation(plan.training, (64, 64))
-    torch.manual_seed(1)
-    np.random.seed(1)
-    a = augment(first, mask, mask, 2**32 + 5)
-    augment(second, mask, mask, 77)  # what was drawn before does not matter
-    b = augment(second, mask, mask, 5)
-    assert all(torch.equal(x, y) and type(x) is torch.Tensor for x, y in zip(a, b, strict=True))
-
-
-def test_an_empty_slice_is_augmented_to_an_empty_slice() -> None:
-    mask, plan = shape_and_plan()
-    image, masks = augment(build_augmentation(plan.training, (64, 64)), mask, mask[:0], 3)
-    assert image.shape == (1, 64, 64) and masks.shape == (0, 64, 64)
-
-
-def test_nothing_is_mirrored_unless_the_plan_says_so() -> None:
-    """A mirrored patient has the liver on the left: the bright half stays on its side."""
-    plan = tiny_plan()
-    half = np.zeros((1, 80, 80), np.float32)
-    half[:, :, 50:] = 1
-    sides = []
-    for allowed in (False, True):
-        chain = build_augmentation(plan.training.model_copy(update={"flip_columns": allowed}), (64, 64))
-        sides.append(
-            {
-                bool(m[..., -12:].mean() > m[..., :12].mean())
-                for _, m in (augment(chain, half, half, s) for s in range(12))
-            }
-        )
-    assert sides == [{True}, {True, False}]

@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "training.learning_rate": 0.0015,
     "training.proposals": 100,
     "training.class_balance": 0.0,
+    "training.empty_fraction": 0.0,
     "training.focus_fraction": 0.4,
     "training.box_positive_iou": 0.45,
     "training.augment": False,  # a slice is seen once or twice; augmentation pays in longer trainings

@@ -15,13 +15,16 @@ from torch.utils.data import Dataset
 
 from medseg.data.cache import CachedCase
 from medseg.data.context import network_input
-from medseg.data.transforms import OVERSIZE, augment, build_augmentation
+from medseg.data.transforms import change_intensities
+from medseg.data.warp import Crop, Seen, View, draw_warp
 from medseg.errors import InputError
 from medseg.values.plan import Plan
 
 #: An object is a target where this share of it, and this many pixels, lie in the crop.
 MIN_VISIBLE_SHARE = 0.2
 MIN_VISIBLE_PIXELS = 3.0
+#: A pixel belongs to an object that covers half of it.
+SOLID = 128
 #: An object is small where a focused crop is this many times as large.
 FOCUS_MARGIN = 3.0
 
@@ -29,9 +32,10 @@ FOCUS_MARGIN = 3.0
 class Sample(NamedTuple):
     """One training slice.
 
-    image [C, H, W] float32; boxes [G, 4] in pixels; classes [G] int64 in 1..K; masks [G, H, W] 0..1; covered
-    [K, H, W] 0..1, the share of each pixel that any object of a class covers, those cut off too far to be targets
-    included; seed of what is drawn at random in its losses.
+    image [C, H, W] float32; boxes [G, 4] in pixels; classes [G] int64 in 1..K; masks [G, H, W] uint8, 255 where an
+    object covers the whole pixel (a quarter of float32 on the way from the workers); covered [K, H, W] uint8, the same
+    for any object of a class, those cut off too far to be targets included; seed of what is drawn at random in its
+    losses.
     """
 
     image: Tensor
@@ -51,7 +55,14 @@ class _Place(NamedTuple):
 
 
 class SliceDataset(Dataset[Sample]):
-    """``length`` samples drawn from prepared cases: a share around objects, the rest anywhere."""
+    """``length`` samples drawn from prepared cases, by the shares of the plan (``training``).
+
+    ``focus_fraction``: around a small object, each alike. Of the others, ``object_fraction``: around an object of a
+    class drawn by ``class_balance``, each object of the class alike, in any of its slices alike. Of the rest,
+    ``empty_fraction``: in a slice without any object, of cases that have such slices, each case alike. What then
+    remains is drawn anywhere: each case alike, each of its slices alike, objects or not. Crops of the last two lie
+    anywhere in the slice.
+    """
 
     def __init__(self, cases: Sequence[CachedCase], plan: Plan, length: int, seed: int):
         self.cases = list(cases)
@@ -60,11 +71,6 @@ class SliceDataset(Dataset[Sample]):
         self.seed = seed
         self.class_of = {label: i + 1 for i, label in enumerate(plan.labels.ids)}
         training = plan.training
-        self.augmentation = (
-            {size: build_augmentation(training, size) for size in {training.crop_size, training.focus_size}}
-            if training.augment
-            else None
-        )
         self.slices = [[o.slices() for o in case.objects] for case in self.cases]
         self.by_label = {
             label: [(c, o) for c, case in enumerate(self.cases) for o, x in enumerate(case.objects) if x.label == label]
@@ -76,6 +82,7 @@ class SliceDataset(Dataset[Sample]):
             for o, x in enumerate(case.objects)
             if all(FOCUS_MARGIN * n <= m for n, m in zip(x.shape[1:], training.focus_size, strict=True))
         ]
+        self.empty = [(c, z) for c, case in enumerate(self.cases) if len(z := case.empty_slices())]
         missing = [plan.labels[label].name for label, found in self.by_label.items() if not found]
         if missing:
             raise InputError(
@@ -112,8 +119,12 @@ class SliceDataset(Dataset[Sample]):
             centre = np.array([(hit[0] + hit[-1] + 1) / 2 for hit in map(np.flatnonzero, (plane.any(1), plane.any(0)))])
             centre += np.array(found.offset[1:]) + rng.uniform(-0.35, 0.35, 2) * crop
         else:
-            case = int(rng.integers(len(self.cases)))
-            z = int(rng.integers(self.cases[case].array.shape[1]))
+            if self.empty and training.empty_fraction > 0 and rng.random() < training.empty_fraction:
+                case, slices = self.empty[rng.integers(len(self.empty))]
+                z = int(rng.choice(slices))
+            else:
+                case = int(rng.integers(len(self.cases)))
+                z = int(rng.integers(self.cases[case].array.shape[1]))
             centre = rng.uniform(0, 1, 2) * self.cases[case].array.shape[2:]
         # Keep the crop inside the slice where the slice is larger; centre it where it is smaller.
         half = crop / 2
@@ -128,78 +139,63 @@ class SliceDataset(Dataset[Sample]):
         return self.by_label[label][rng.integers(len(self.by_label[label]))]
 
     def _cut(self, place: _Place, seed: int) -> Sample:
-        oversize = OVERSIZE if self.augmentation else 1.0
-        size = [int(np.ceil(n * oversize / 2)) * 2 for n in place.size]
         case = self.cases[place.case]
-        first = [round(place.row - size[0] / 2), round(place.column - size[1] / 2)]
-        window, padding = _window(first, size, case.array.shape[2:])
+        training = self.plan.training
+        rng = np.random.default_rng(seed)
+        rows, columns = place.size
+        first = (round(place.row - rows / 2), round(place.column - columns / 2))
+        view: View = Crop(first, place.size)
+        if training.augment:
+            view = draw_warp(
+                first,
+                place.size,
+                training.augmentation,
+                rotate_degrees=training.rotate_degrees,
+                flip_rows=training.flip_rows,
+                flip_columns=training.flip_columns,
+                rng=rng,
+            )
+        window = view.window(case.array.shape[2:])
         array = case.array[:, :, window[0], window[1]]
-        image = network_input(array, place.slice_index, case.slice_spacing_mm, self.plan.input)
-        image = np.pad(image, ((0, 0), *padding), mode="edge")
-        classes, masks = [], []
-        for label, mask in self._objects(case, place.slice_index, first, size):
-            classes.append(self.class_of[label])
-            masks.append(mask)
-        stack = np.stack(masks) if masks else np.zeros((0, *size), np.float32)
-        if self.augmentation:
-            pixels, shares = augment(self.augmentation[place.size], image, stack, seed)
-        else:
-            pixels, shares = torch.from_numpy(image), torch.from_numpy(stack)
-        numbers = torch.tensor(classes, dtype=torch.int64)
-        covered = torch.zeros((len(self.class_of), *shares.shape[1:]))
-        for number, share in zip(classes, shares, strict=True):
-            torch.maximum(covered[number - 1], share, out=covered[number - 1])
-        return _targets(pixels, numbers, shares, covered, stack.sum(axis=(1, 2)), seed)
+        pixels = network_input(array, place.slice_index, case.slice_spacing_mm, self.plan.input)
+        image = view.image(pixels, window)
+        if training.augment:
+            image = change_intensities(image, training.augmentation, rng)
+        return self._sample(image, case, place, view, seed)
 
-    @staticmethod
-    def _objects(
-        case: CachedCase, index: int, first: list[int], size: list[int]
-    ) -> list[tuple[int, NDArray[np.float32]]]:
-        found = []
+    def _sample(self, image: Tensor, case: CachedCase, place: _Place, view: View, seed: int) -> Sample:
+        """Box the objects that are still to be seen in a view of a slice."""
+        covered = torch.zeros((len(self.class_of), *place.size), dtype=torch.uint8)
+        targets: list[tuple[int, Seen, list[int]]] = []
         for item in case.objects:
-            z = index - item.offset[0]
+            z = place.slice_index - item.offset[0]
             if not 0 <= z < item.shape[0] or not item.areas[z]:
                 continue
-            plane = item.plane(index)
-            offset = [item.offset[1] - first[0], item.offset[2] - first[1]]
-            start = [max(0, o) for o in offset]
-            stop = [min(n, o + m) for n, o, m in zip(size, offset, plane.shape, strict=True)]
-            if stop[0] <= start[0] or stop[1] <= start[1]:
+            seen = view.see(item.plane(place.slice_index), item.offset[1:])
+            if seen is None:
                 continue
-            part = plane[start[0] - offset[0] : stop[0] - offset[0], start[1] - offset[1] : stop[1] - offset[1]]
-            if not part.any():
-                continue
-            mask = np.zeros(size, np.float32)
-            mask[start[0] : stop[0], start[1] : stop[1]] = part
-            found.append((item.label, mask))
-        return found
+            number = self.class_of[item.label]
+            patch = _patch(covered[number - 1], seen)
+            torch.maximum(patch, seen.share, out=patch)
+            solid = seen.share.numpy() >= SOLID
+            if np.count_nonzero(solid) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * seen.whole):
+                targets.append((number, seen, _box(solid, seen.corner)))
+        masks = torch.zeros((len(targets), *place.size), dtype=torch.uint8)
+        for mask, (_, seen, _) in zip(masks, targets, strict=True):
+            _patch(mask, seen).copy_(seen.share)
+        boxes = torch.tensor([box for _, _, box in targets], dtype=torch.float32).reshape(-1, 4)
+        classes = torch.tensor([number for number, _, _ in targets], dtype=torch.int64)
+        return Sample(image, boxes, classes, masks, covered, seed)
 
 
-def _window(
-    first: list[int], size: list[int], shape: tuple[int, ...]
-) -> tuple[tuple[slice, slice], tuple[tuple[int, int], tuple[int, int]]]:
-    """Return the part of a window that lies in the slice, and what to pad around it."""
-    parts, padding = [], []
-    for start, length, limit in zip(first, size, shape, strict=True):
-        low = min(max(start, 0), limit - 1)
-        high = max(min(start + length, limit), low + 1)
-        parts.append(slice(low, high))
-        before = max(low - start, 0)
-        padding.append((before, length - before - (high - low)))
-    return (parts[0], parts[1]), (padding[0], padding[1])
+def _patch(whole: Tensor, seen: Seen) -> Tensor:
+    """Return the part of [H, W] that the patch of an object covers."""
+    (row, column), (rows, columns) = seen.corner, seen.share.shape
+    return whole[row : row + rows, column : column + columns]
 
 
-def _targets(
-    image: Tensor, classes: Tensor, masks: Tensor, covered: Tensor, before: NDArray[np.float32], seed: int
-) -> Sample:
-    """Box the objects that are still to be seen after cropping and augmentation."""
-    solid = masks >= 0.5
-    pixels = solid.sum(dim=(1, 2))
-    visible = (pixels >= MIN_VISIBLE_PIXELS) & (pixels >= MIN_VISIBLE_SHARE * torch.from_numpy(before))
-    solid, masks, classes = solid[visible], masks[visible], classes[visible]
-    boxes = torch.zeros((len(solid), 4))
-    for axis, columns in ((2, (1, 3)), (1, (0, 2))):
-        hit = solid.any(dim=axis)
-        boxes[:, columns[0]] = hit.float().argmax(dim=1).float()
-        boxes[:, columns[1]] = (hit.shape[1] - hit.flip(1).float().argmax(dim=1)).float()
-    return Sample(image, boxes, classes, masks, covered, seed)
+def _box(solid: NDArray[np.bool_], corner: tuple[int, int]) -> list[int]:
+    """Return x0, y0, x1, y1 around the pixels of a patch at (row, column)."""
+    rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
+    row, column = corner
+    return [column + int(columns[0]), row + int(rows[0]), column + int(columns[-1]) + 1, row + int(rows[-1]) + 1]

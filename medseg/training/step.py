@@ -104,8 +104,8 @@ class Stepper:
             Target(
                 boxes=s.boxes.to(self.device),
                 classes=s.classes.to(self.device),
-                masks=s.masks.to(self.device),
-                covered=s.covered.to(self.device),
+                masks=s.masks.to(self.device) / 255,
+                covered=s.covered.to(self.device) / 255,
                 seed=s.seed,
             )
             for s in samples

@@ -5,7 +5,8 @@ returns a changed copy. ``reasons`` says, for the fields that were derived from 
 their value.
 """
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from medseg.errors import ConfigError
 from medseg.labels import LabelTable
+from medseg.values.augmentation import AugmentationPlan
 from medseg.values.geometry import check_orientation
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
@@ -205,8 +207,10 @@ class TrainingPlan(_Section):
     #: Largest share of positives among the sampled proposals.
     box_positive_fraction: float = Field(0.25, gt=0, le=1)
     proposals: int = Field(400, ge=1)
-    #: Share of samples drawn around an object; the rest are drawn anywhere.
+    #: Share of samples drawn around an object; of the rest, ``empty_fraction`` in slices without any, and what then
+    #: remains anywhere (`medseg.data.dataset`).
     object_fraction: float = Field(0.85, ge=0, le=1)
+    empty_fraction: float = Field(0.5, ge=0, le=1)
     #: 0: every object of the cohort is drawn alike; 1: every class is, however many objects it has.
     class_balance: float = Field(0.5, ge=0, le=1)
     #: ``auto``: bfloat16 for convolutions where the device computes in it, else float32.
@@ -223,8 +227,13 @@ class TrainingPlan(_Section):
     patience: int = Field(0, ge=0)
     workers: int = Field(2, ge=0)
     augment: bool = True
-    #: Mirroring is off by default: a mirrored patient has the liver on the left.
+    augmentation: AugmentationPlan = AugmentationPlan()
+    #: Mirroring is off by default: a mirrored patient has the liver on the left. Where nothing has a right way up, as
+    #: with cells under a microscope, mirror both and rotate by 180.
     flip_columns: bool = False
+    flip_rows: bool = False
+    #: Samples are rotated in the plane of the slice by up to this, either way.
+    rotate_degrees: float = Field(10.0, ge=0, le=180)
 
 
 class InferencePlan(_Section):
@@ -361,8 +370,18 @@ def _place_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     for part in path:
         section = section.get(part) if isinstance(section, dict) else None
     if not isinstance(section, dict) or field not in section:
-        raise ConfigError(f"setting {key!r} is unknown; the fields are those of plan.yaml, as section.field")
+        near = difflib.get_close_matches(key, list(_keys(data)), n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"setting {key!r} is unknown{meant}; the fields are those of plan.yaml, as section.field")
     return section, field
+
+
+def _keys(data: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Yield the dotted names of all fields, those of sections in sections included."""
+    for name, value in data.items():
+        yield f"{path}{name}"
+        if isinstance(value, dict) and name != "reasons":
+            yield from _keys(value, f"{path}{name}.")
 
 
 def check_fields(keys: Iterable[str]) -> None:
