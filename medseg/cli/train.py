@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.cli import console
+from medseg.cli.check import KIND_HELP
 from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, joined_processes
 from medseg.cli.plan import show_plan
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from medseg.training.final_validation import FinalValidation
     from medseg.training.loop import TrainingResult
 
 NAME = "train"
@@ -18,7 +20,8 @@ NAME = "train"
 
 def run(
     cohort: Annotated[
-        Path, typer.Argument(metavar="COHORT", help="Folder with cohort.csv (image,label,patient) or dataset.json.")
+        Path,
+        typer.Argument(metavar="COHORT", help="Folder with cohort.csv or dataset.json, or a DICOM folder per patient."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run, new.")],
     settings: Annotated[
@@ -28,6 +31,7 @@ def run(
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Plan to follow, as medseg plan writes it, but for what --set says.")
     ] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
     fold: Annotated[
         str | None,
         typer.Option(
@@ -48,6 +52,9 @@ def run(
         bool, typer.Option("--resume", help="Go on with the training in --out, by its own plan.")
     ] = False,
     single_case: Annotated[bool, typer.Option("--single-case", help="Allow a cohort of one case.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the run as well.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
 ) -> None:
@@ -55,6 +62,7 @@ def run(
 
     Several GPUs or CPUs train one model under torchrun: torchrun --nproc-per-node 2 -m medseg train COHORT -o RUN.
     """
+    from medseg.data.cohort import parse_kind
     from medseg.progress import silent, unheard
     from medseg.training.cohort import train_cohort
     from medseg.training.folds import parse_fold
@@ -75,10 +83,12 @@ def run(
             own_device,
             settings=chosen,
             plan_file=plan_file,
+            kinds=dict(parse_kind(text) for text in kind or []),
             fold=held_out,
             start=start,
             single_case=single_case,
             resume=resume,
+            tensorboard=tensorboard,
             world=world,
             on_plan=show_plan,
             track=console.track if world.first else silent,
@@ -89,6 +99,8 @@ def run(
         _tell(result, out)
     if result.interrupted:
         raise typer.Exit(130)
+    if result.validation and result.validation.failures:
+        raise typer.Exit(1)
 
 
 def _tell(result: "TrainingResult", out: Path) -> None:
@@ -106,3 +118,17 @@ def _tell(result: "TrainingResult", out: Path) -> None:
     for file in ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json"):
         if (out / file).exists():
             console.wrote(out / file)
+    if result.validation:
+        _tell_validation(result.validation)
+
+
+def _tell_validation(found: "FinalValidation") -> None:
+    """Print how the model does on the held-out cases."""
+    from medseg.cli.evaluate import summary_table
+
+    if found.evaluation:
+        console.out.print(summary_table(found.evaluation.summary))
+    for case, reason in found.failures.items():
+        console.err.print(f"failed: {case}: {reason}", style="red", markup=False)
+    for file in found.files:
+        console.wrote(file)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from medseg.data.cohort import Cohort, find_cohort
+from medseg.data.cohort import Cohort, find_cohort, with_kinds
 from medseg.data.cohort_plan import decide_plan
 from medseg.data.fingerprint_table import describe
 from medseg.errors import ConfigError, InputError, MedsegError
@@ -18,6 +18,7 @@ from medseg.inference.provenance import environment
 from medseg.inference.run import PLAN_FILE
 from medseg.io.atomic import check_folder, write_json
 from medseg.io.cohort_table import CohortRow
+from medseg.labels import Kind
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Note, Track, silent, unheard
 from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, save_plan
@@ -27,6 +28,7 @@ from medseg.training.folds import AUTO_FOLDS, Fold, choose_fold, patients_of, sp
 from medseg.training.initial import Start
 from medseg.training.loop import TrainingResult, train
 from medseg.training.prepared import drop_cases, load_cases, prepare_cases
+from medseg.training.tensorboard import check_tensorboard
 from medseg.training.validation import Validator
 from medseg.values.plan import Plan, check_fields, load_plan
 
@@ -42,11 +44,13 @@ def train_cohort(
     *,
     settings: Mapping[str, Any] | None = None,
     plan_file: Path | None = None,
+    kinds: Mapping[str, Kind] | None = None,
     fold: Fold | Literal["auto", "all"] | None = None,
     start: Start | None = None,
     single_case: bool = False,
     resume: bool = False,
     world: World = ALONE,
+    tensorboard: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     track: Track = silent,
     note: Note = unheard,
@@ -56,17 +60,20 @@ def train_cohort(
 
     Args:
         path: see `find_cohort`.
-        run: new or empty folder for plan.yaml, model.safetensors, metrics.csv, curves.png, run.json, checkpoints/ and,
-            with validation, validation.csv; the prepared cases lie in it until training is done.
+        run: new or empty folder for plan.yaml, fingerprint.json, model.safetensors, metrics.csv, curves.png, run.json,
+            checkpoints/ and, with validation, validation.csv, pictures and validation/; the prepared cases lie in it
+            until training is done.
         device: where to compute.
         settings: plan fields that override what the cohort suggests, or the plan file says.
         plan_file: a plan to take as it is otherwise; None: by rule.
+        kinds: label name -> kind, see `find_cohort`.
         fold: which cases are held out for validation (see `choose_fold`); None: those of the run that is resumed,
             else ``auto``.
         start: weights to begin with; they decide some of the plan.
         single_case: allow a cohort of one case (which says nothing about any other patient).
         resume: go on with the training in ``run``, by its own plan.
         world: which of several processes this is; all of them call this.
+        tensorboard: write event files for TensorBoard as well.
         on_plan: called with the plan before training.
         track: progress.
         note: hears of what is no error.
@@ -81,7 +88,7 @@ def train_cohort(
     def prepare() -> Cohort:
         """Return the cases held out."""
         check_fields(settings or {})
-        cohort = _find(path, run, single_case, resume, start)
+        cohort = _find(path, run, kinds or {}, single_case, resume, start)
         if resume:
             chosen = _check_same(run, cohort, settings or {}, fold)
             plan = load_plan(run / PLAN_FILE)
@@ -107,6 +114,8 @@ def train_cohort(
             for line in start.load_into(model, plan).lines():
                 note(f"{start.option}: {line}")
 
+    if tensorboard:
+        check_tensorboard()
     validation = first_does(world, prepare)
     plan = load_plan(run / PLAN_FILE)
     cases, held_out = load_cases(run)
@@ -115,7 +124,7 @@ def train_cohort(
         result = train(
             cases, plan, run, device, track,
             validator=validator, initialise=initialise if start else None, world=world, resume=resume, note=note,
-            show=show,
+            tensorboard=tensorboard, show=show,
         )  # fmt: skip
     except MedsegError:
         if (
@@ -123,15 +132,22 @@ def train_cohort(
         ):  # nothing came of it: the folder can be used again
             shutil.rmtree(run, ignore_errors=True)
         raise
-    if validation is not None:
-        figures = None
-        if validation.rows and not result.interrupted:
-            figures = validate_run(run, validation.rows, validation.labels, device, track).figures()
-        _finish(run, result, figures)
-    return result
+
+    def finish() -> TrainingResult:
+        done = result
+        if validation and validation.rows and not result.interrupted:
+            done = replace(done, validation=validate_run(run, validation.rows, validation.labels, device, track))
+        _finish(run, done)
+        return done
+
+    if result.interrupted:  # the others may be gone: nothing is told any more
+        return finish() if world.first else result
+    return first_does(world, finish) or result
 
 
-def _find(path: Path | str, run: Path, single_case: bool, resume: bool, start: Start | None) -> Cohort:
+def _find(
+    path: Path | str, run: Path, kinds: Mapping[str, Kind], single_case: bool, resume: bool, start: Start | None
+) -> Cohort:
     """Find the cohort, after a look at the folder that is to be written."""
     if resume and not (run / PLAN_FILE).is_file():
         raise ConfigError(f"{run}: no training to go on with (no {PLAN_FILE} there); leave out --resume to start one")
@@ -142,8 +158,14 @@ def _find(path: Path | str, run: Path, single_case: bool, resume: bool, start: S
         hint = "; a training that was stopped goes on with --resume" if begun else ""
         raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it{hint}")
     check_folder(run)
-    cohort = find_cohort(path)
-    if len(cohort.rows) == 1 and not single_case and not resume:
+    if resume and kinds:
+        raise ConfigError("--kind and --resume: a training goes on with the kinds of its own plan; leave out --kind")
+    cohort = find_cohort(path, kinds)
+    if resume:
+        own = {label.name: label.kind for label in load_plan(run / PLAN_FILE).labels}
+        known = cohort.labels.names if cohort.labels else ()
+        cohort = with_kinds(cohort, {name: kind for name, kind in own.items() if name in known}, Path(path))
+    if len(cohort.rows) + len(cohort.broken) == 1 and not single_case and not resume:
         raise InputError(
             f"{path}: the cohort has one case, expected at least two; a model of one patient says nothing about "
             "others (--single-case trains it all the same)"
@@ -217,7 +239,7 @@ def _read_record(run: Path) -> dict[str, Any]:
         ) from None
 
 
-def _finish(run: Path, result: TrainingResult, figures: Mapping[str, Any] | None) -> None:
+def _finish(run: Path, result: TrainingResult) -> None:
     """Complete run.json; what a resume would need goes where training is done."""
     record = {
         **_read_record(run),
@@ -227,7 +249,7 @@ def _finish(run: Path, result: TrainingResult, figures: Mapping[str, Any] | None
         "best_step": result.best_step,
         "best_score": result.best_score,
         "last_loss": result.loss,
-        "validation": figures,
+        "validation": result.validation.figures() if result.validation else None,
     }
     _write_record(run, record)
     if not result.interrupted:

@@ -20,6 +20,7 @@ from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Note, Track, silent, unheard
 from medseg.training.checkpoint import load_checkpoint, save_plan
 from medseg.training.distributed import ALONE, World
+from medseg.training.final_validation import FinalValidation
 from medseg.training.outputs import Outputs
 from medseg.training.state import TrainingState
 from medseg.training.step import Stepper
@@ -37,6 +38,7 @@ class TrainingResult:
         loss: of the last step; NaN where this process made none.
         best_step, best_score: of the best validation, whose weights are kept; 0 and NaN without validation.
         seconds: time in training and its validations, that before a resume included.
+        validation: what the finished model does on the held-out cases, where `train_cohort` had any.
     """
 
     steps: int
@@ -45,6 +47,7 @@ class TrainingResult:
     best_step: int
     best_score: float
     seconds: float
+    validation: FinalValidation | None = None
 
 
 def train(
@@ -58,6 +61,7 @@ def train(
     initialise: Callable[[MaskRCNN], object] | None = None,
     world: World = ALONE,
     resume: bool = False,
+    tensorboard: bool = False,
     note: Note = unheard,
     show: Note = unheard,
 ) -> TrainingResult:
@@ -76,6 +80,7 @@ def train(
             where a checkpoint is gone on from.
         world: which of several processes this is.
         resume: go on from the last whole checkpoint in ``run``, from the start where there is none.
+        tensorboard: write event files as well.
         note: hears of damaged checkpoints.
         show: hears after each step how training stands.
 
@@ -106,6 +111,8 @@ def train(
         if not validating or not due or state.validated == state.step:
             return False
         found = validator(state.average.values, state.step, track) if validator else None
+        if found:
+            outputs.add_validation(found)
         state.judge(*world.tell([found.score, found.is_best, found.stop] if found else [math.nan, 0, 0]))
         outputs.save_checkpoint()
         return True
@@ -114,7 +121,7 @@ def train(
     loader = _loader(dataset, state, settings, world, device)
     stepper = Stepper(state.model, settings, device, world)
     loss, interrupted = math.nan, False
-    with Outputs(run, state, world) as outputs:
+    with Outputs(run, state, world, tensorboard) as outputs:
         try:
             if initialise and not checkpoint:
                 outputs.save_checkpoint()  # a resumed run needs no weights to begin with

@@ -10,7 +10,8 @@ from medseg.training.distributed import World
 from medseg.training.rows import Rows
 from medseg.training.state import TrainingState
 from medseg.training.step import LOSSES
-from medseg.training.validation import VALIDATION_FILE
+from medseg.training.tensorboard import TensorBoard
+from medseg.training.validation import VALIDATION_FILE, Validation
 
 METRICS_FILE = "metrics.csv"
 
@@ -18,11 +19,12 @@ METRICS_FILE = "metrics.csv"
 class Outputs:
     """metrics.csv, checkpoints, model.safetensors and curves.png of a training."""
 
-    def __init__(self, run: Path, state: TrainingState, world: World):
-        """Open metrics.csv, cut back to where the state stands."""
+    def __init__(self, run: Path, state: TrainingState, world: World, tensorboard: bool):
+        """Open metrics.csv, cut back to where the state stands, and event files where they are asked for."""
         self.run = run
         self.state = state
         self.rows: Rows | None = None
+        self.events = TensorBoard(run, state.step) if tensorboard and world.first else None
         self.saved = state.step
         if not world.first:
             return
@@ -37,14 +39,24 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close metrics.csv."""
+        """Close metrics.csv and the event files."""
         if self.rows:
             self.rows.close()
+        if self.events:
+            self.events.close()
 
     def add_row(self, values: Sequence[float | int]) -> None:
         """Add the row of a step."""
         if self.rows:
             self.rows.write(values)
+        if self.events:
+            step, learning_rate, _, *losses = values
+            self.events.add_step(int(step), learning_rate, dict(zip(LOSSES, losses, strict=True)))
+
+    def add_validation(self, found: Validation) -> None:
+        """Add what a validation found; validation.csv has it already."""
+        if self.events:
+            self.events.add_validation(found)
 
     def save_checkpoint(self) -> None:
         """Save the state; the weights too where they are the best validated, or none are validated; draw curves.png."""
