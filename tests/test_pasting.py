@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from medseg.values.pasting import axis_weights, paste_mask
+from medseg.models.roi import mask_targets
+from medseg.values.pasting import axis_weights, cut_mask, paste_mask
 
 SHAPE = (23, 31)
 BOXES = [
@@ -110,3 +111,13 @@ def test_weights_of_every_pixel_sum_to_one(cells: int) -> None:
     assert first == 0 and weights.shape == (12, cells)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert (weights >= 0).all() and (weights <= 1).all()
+
+
+@pytest.mark.parametrize("box", [*BOXES, (40.0, 30.0, 50.0, 35.0)])
+@pytest.mark.parametrize("size", [5, 28])
+def test_cutting_agrees_with_the_targets_of_training(
+    rng: np.random.Generator, box: tuple[float, ...], size: int
+) -> None:
+    mask = rng.random(SHAPE) < 0.5
+    expected = mask_targets(torch.from_numpy(mask)[None], torch.tensor([box]), torch.tensor([0]), size)[0]
+    np.testing.assert_allclose(cut_mask(mask, np.array(box), size), expected.numpy(), atol=1e-5)

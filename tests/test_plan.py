@@ -56,7 +56,8 @@ def test_it_is_frozen(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.backbon", "resnet18", "setting 'model.backbon' is unknown"),
+        ("model.backbon", "resnet18", r"setting 'model.backbon' is unknown \(did you mean 'model.backbone'\?\)"),
+        ("linking.weights.iuo", 1, r"did you mean 'linking.weights.iou'\?"),
         ("backbone", "resnet18", "is unknown"),
         ("model.backbone.size", 3, "is unknown"),
         ("", 3, "is unknown"),

@@ -8,10 +8,10 @@ from medseg.values.plan import ModelPlan
 
 #: What the samples of a step may take together: a GPU of 8 GB, weights, optimiser and gradients apart.
 ASSUMED_GIB = 5
-#: Bytes per pixel of the crop by backbone, with the finest level at stride 4.
-BYTES_PER_PIXEL = {"resnet18": 1000, "resnet34": 1300, "resnet50": 2240, "resnet101": 3200}
+#: Bytes per pixel of the crop by backbone, with the finest level at stride 4 and the coarsest at 32.
+BYTES_PER_PIXEL = {"resnet18": 960, "resnet34": 1160, "resnet50": 2230, "resnet101": 3050}
 #: What a finest level of stride 2 and the deep stem add.
-FINE_BYTES_PER_PIXEL = 1970
+FINE_BYTES_PER_PIXEL = 1960
 #: MiB per sampled proposal, a quarter of which have a mask, by side of the masks.
 MIB_PER_PROPOSAL = {28: 0.49, 56: 1.26, 112: 4.34}
 

@@ -6,6 +6,7 @@ their value.
 """
 
 import difflib
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -359,7 +360,7 @@ class Plan(_Section):
             field = line.strip().split(":")[0]
             reason = self.reasons.get(f"{section}.{field}") if section != "reasons" else None
             if reason and line.startswith("  "):
-                lines.append(f"  # {' '.join(reason.split())}")
+                lines += textwrap.wrap(" ".join(reason.split()), 110, initial_indent="  # ", subsequent_indent="  # ")
             lines.append(line)
         return "\n".join(lines) + "\n"
 
@@ -379,9 +380,10 @@ def _place_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 def _keys(data: dict[str, Any], path: str = "") -> Iterator[str]:
     """Yield the dotted names of all fields, those of sections in sections included."""
     for name, value in data.items():
-        yield f"{path}{name}"
-        if isinstance(value, dict) and name != "reasons":
+        if isinstance(value, dict) and value and name != "reasons":
             yield from _keys(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
 
 
 def check_fields(keys: Iterable[str]) -> None:
