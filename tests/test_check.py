@@ -196,7 +196,7 @@ def test_ct_and_wide_values(make: Callable[..., Path]) -> None:
         image[0, 0, 0] = 70000
 
     lines = check_cohort(find_cohort(make(a=wide))).warnings
-    assert [line[:7] for line in lines if "beyond 16 bits" in line] == ["case a:"]
+    assert [line[:7] for line in lines if "beyond the 16 bits" in line] == ["case a:"]
 
 
 def test_slices_are_those_of_the_largest_spacing(oblique_geometry: VolumeGeometry) -> None:

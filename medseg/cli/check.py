@@ -118,9 +118,9 @@ def _print_table(cohort: "Cohort", report: "CohortReport") -> None:
     each = 0 < len(names) <= LABEL_COLUMNS
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{cohort.layout}, {len(cohort.rows)} cases")
     for column in ("case", "grid", "spacing mm", "axes"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True, overflow="fold")
     for column in names if each else ["labels"]:
-        table.add_column(escape(column) + ("\nobjects, voxels" if each else ""))
+        table.add_column(escape(column) + ("\nobjects, voxels" if each else ""), min_width=len("1, 123456"))
     table.add_column("")
     for case in report.cases:
         labels = [f"{label.objects}, {label.voxels}" for label in case.labels]
@@ -131,8 +131,8 @@ def _print_table(cohort: "Cohort", report: "CohortReport") -> None:
         odd = [line for line in report.warnings if line.startswith(f"case {case.name}: ")]
         table.add_row(
             escape(case.name),
-            " x ".join(str(n) for n in case.shape),
-            " x ".join(f"{s:.4g}" for s in case.spacing_mm),
+            "x".join(str(n) for n in case.shape),
+            "x".join(f"{s:.4g}" for s in case.spacing_mm),
             case.orientation,
             *(labels if each else [f"{objects} objects of {present} labels, {voxels} voxels"]),
             "error" if wrong else "warning" if odd else "",

@@ -208,5 +208,5 @@ def _intensity_warnings(image: ImageFacts, channel: str) -> list[str]:
         if image.minimum >= 0 and image.maximum > 0:
             return [f"{found}, none below 0, where HU have air and fat; was the rescale intercept left out?"]
     if image.minimum < INT16.min or image.maximum > INT16.max:
-        return [f"{found}, beyond 16 bits; is this the image?"]
+        return [f"{found}, beyond the 16 bits of scanners; was the image rescaled?"]
     return []
