@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from highdicom import VolumeGeometry
 from network_fixtures import LABELS, simple_case
 
 from medseg.data.cohort import common_labels, find_cohort, read_case, read_cases
@@ -14,6 +15,7 @@ from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
 from medseg.labels import LabelTable
 from medseg.values.geometry import IDENTITY, AxisMap, grid_map, make_volume
+from medseg.values.instances import InstanceSet
 
 
 @pytest.fixture
@@ -125,6 +127,49 @@ def test_what_is_no_cohort_is_refused(tmp_path: Path) -> None:
         find_cohort(tmp_path)
     with pytest.raises(ConfigError, match="names are not unique"):
         find_cohort(dataset(tmp_path, {"1": "liver", "2": "liver"}, {"a": "a_0000.nii.gz"}))
+
+
+def test_overlaps_arrive_through_every_format_that_keeps_them(tmp_path: Path) -> None:
+    volume, truth = simple_case(0)
+    write_volume(tmp_path / "image.nii.gz", volume)
+    masks = {number: truth.full_mask(number) for number in (1, 2, 3)}
+    masks[3] |= masks[1] & (np.arange(masks[1].shape[2]) % 3 == 0)
+    truth = InstanceSet.from_masks([(truth[k].label, mask) for k, mask in masks.items()], volume, LABELS)
+    write_instances(tmp_path / "a.seg.nrrd", truth)
+    write_instances(tmp_path / "b.nii.gz", truth, format="nifti4d")
+    low = np.min([i.offset for i in truth], axis=0)
+    high = np.max([np.add(i.offset, i.mask.shape) for i in truth], axis=0)
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    crop = [(truth[k].label, mask[tuple(map(slice, low, high))]) for k, mask in masks.items()]
+    grid = VolumeGeometry(affine, tuple(int(n) for n in high - low), "PATIENT")
+    assert grid.spatial_shape != volume.spatial_shape  # as 3D Slicer cuts a segmentation to its segments
+    write_instances(tmp_path / "c.seg.nrrd", InstanceSet.from_masks(crop, grid, LABELS))
+    for name in ("a.seg.nrrd", "b.nii.gz", "c.seg.nrrd"):
+        (tmp_path / "cohort.csv").write_text(f"image,label\nimage.nii.gz,{name}\n")
+        cohort = find_cohort(tmp_path)
+        assert cohort.labels == LABELS
+        ((_, (image,), found),) = read_cases(cohort)
+        assert sum(i.voxels for i in found) == sum(np.count_nonzero(mask) for mask in masks.values())
+        to_image = grid_map(volume, image)
+        assert to_image is not None
+        for instance in found:
+            expected = to_image.array(masks[instance.id])
+            np.testing.assert_array_equal(found.full_mask(instance.id), expected, err_msg=name)
+
+
+def test_labels_with_and_without_names_do_not_mix(folder: Path) -> None:
+    (folder / "labels.json").unlink()
+    volume, truth = simple_case(0)
+    write_volume(folder / "lab.nii.gz", make_volume(truth.to_labelmap("later").array, volume.affine, "labels"))
+    table = (folder / "cohort.csv").read_text()
+    (folder / "cohort.csv").write_text(table.replace("lab_0.seg.nrrd", "lab.nii.gz"))
+    with pytest.raises(InputError, match=r"1 label files name their labels and 1 do not \(.*lab\.nii\.gz\)"):
+        find_cohort(folder)
+    (folder / "cohort.csv").write_text("image,label\nimg_0.nii.gz,lab.nii.gz\n")
+    assert find_cohort(folder).labels is None
+    with pytest.raises(ConfigError, match=r"the labels of this cohort have no names, .*; write labels\.json"):
+        find_cohort(folder, {"label 1": "components"})
 
 
 # -- broken cases ---------------------------------------------------------------------------------------------

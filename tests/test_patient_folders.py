@@ -1,15 +1,18 @@
 """A DICOM folder per patient: the series that a SEG or RTSTRUCT refers to, patients by their id, labels by name."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from dicom_fixtures import SERIES, write_series
 from highdicom import VolumeGeometry
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from medseg.cli import check
 from medseg.data.cohort import find_cohort, read_case, read_cases
 from medseg.errors import CasesError, GeometryError, InputError
 from medseg.io import read_volume, write_instances
@@ -135,6 +138,22 @@ def test_broken_folders_are_told_and_do_not_hide_the_others(folder: Path, obliqu
     assert [len(part) for part in (find_cohort(folder).rows, find_cohort(folder).broken)] == [1, 2]
 
 
+def test_the_report_names_no_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "Doe_John_2" / "rtstruct.dcm").unlink()
+    (folder / "Roe" / "CT" / "IM0001.dcm").write_bytes(b"broken")
+    with pytest.raises(typer.Exit):
+        check.run(folder, tmp_path / "check.json")
+    text = (tmp_path / "check.json").read_text()
+    assert not any(name in text for name in ("Doe", "Roe", "SECRET", str(folder)))
+    data = json.loads(text)
+    assert (data["layout"], data["channels"], data["patients"]) == ("DICOM folder per patient", ["CT"], 2)
+    first, second = sorted(data["errors"])
+    assert "folder 3/CT/IM0001.dcm" in first and second.startswith("case folder 2: folder 2: no SEG or RTSTRUCT")
+    assert [case["folder"] for case in data["cases"]] == [1]
+    shown = capsys.readouterr().out
+    assert "SECRET" not in shown and str(folder / "Roe" / "CT" / "IM0001.dcm") in shown  # the user must find it
+
+
 def test_a_segmentation_in_another_frame_of_reference_is_a_broken_case(folder: Path) -> None:
     for file in (folder / "Roe" / "CT").iterdir():
         ds = dcmread(file)
@@ -143,6 +162,19 @@ def test_a_segmentation_in_another_frame_of_reference_is_a_broken_case(folder: P
     cohort = find_cohort(folder)
     with pytest.raises(GeometryError, match=f"^case {cohort.rows[2].name}: .*frame of reference"):
         read_case(cohort.rows[2], cohort.labels)
+
+
+def test_a_table_of_dicom_without_patients_goes_by_their_ids(folder: Path) -> None:
+    (folder / "Doe_John_2" / "CT").rename(folder / "Doe_John_2" / "CT_2")
+    (folder / "Roe" / "CT").rename(folder / "Roe" / "CT_3")
+    rows = ["image,label", "Doe_John/CT,Doe_John/seg.dcm", "Roe/CT_3,Roe/seg.dcm"]
+    rows.append("Doe_John_2/CT_2,Doe_John_2/rtstruct.dcm")
+    (folder / "cohort.csv").write_text("\n".join(rows))
+    cohort = find_cohort(folder)
+    assert [row.patient for row in cohort.rows] == ["patient 1", "patient 2", "patient 1"]
+    assert cohort.layout == "table" and len(list(read_cases(cohort))) == 3
+    (folder / "cohort.csv").write_text("\n".join(f"{row},{'patient' if k == 0 else 'x'}" for k, row in enumerate(rows)))
+    assert {row.patient for row in find_cohort(folder).rows} == {"x"}  # the table's word counts
 
 
 def test_no_folder_of_patients(tmp_path: Path, oblique_geometry: VolumeGeometry) -> None:

@@ -44,7 +44,7 @@ def run(
     if as_json:
         console.out.print_json(json.dumps(data))
     else:
-        _print_table(found, report)
+        _print_table(found, report, _folder_numbers(found, cohort))
         for title, lines in (("error", report.errors), ("warning", report.warnings)):
             for line in lines:
                 console.out.print(f"{title}: {' '.join(line.split())}", markup=False)
@@ -57,20 +57,32 @@ def run(
 
 def describe(cohort: "Cohort", report: "CohortReport", path: Path) -> dict[str, Any]:
     """Return the report as plain lists and dicts; folders of patients are numbered and not named in it."""
+    numbers = _folder_numbers(cohort, path)
     return {
         "layout": cohort.layout,
         "channels": list(cohort.channels),
         "labels": [] if cohort.labels is None else cohort.labels.to_dict(),
         "patients": len({row.patient for row in cohort.rows}),
-        "cases": [_row(case, cohort) for case in report.cases],
+        "cases": [_row(case, cohort, numbers.get(case.name)) for case in report.cases],
         "errors": [_neutral(line, cohort, path) for line in report.errors],
         "warnings": [_neutral(line, cohort, path) for line in report.warnings],
     }
 
 
-def _row(case: "CaseFacts", cohort: "Cohort") -> dict[str, Any]:
+def _folder_numbers(cohort: "Cohort", path: Path) -> dict[str, int]:
+    """Return the place of each case's folder among the DICOM folders of patients; empty for other layouts."""
+    from medseg.io.patient_folders import LAYOUT, subfolders
+
+    if cohort.layout != LAYOUT:
+        return {}
+    places = {folder: number for number, folder in enumerate(subfolders(path), 1)}
+    return {row.name: places[row.images[0]] for row in cohort.rows}
+
+
+def _row(case: "CaseFacts", cohort: "Cohort", folder: int | None) -> dict[str, Any]:
     return {
         "name": case.name,
+        **({} if folder is None else {"folder": folder}),
         "shape": case.shape,
         "spacing_mm": case.spacing_mm,
         "orientation": case.orientation,
@@ -109,7 +121,7 @@ def _neutral(line: str, cohort: "Cohort", path: Path) -> str:
     return line
 
 
-def _print_table(cohort: "Cohort", report: "CohortReport") -> None:
+def _print_table(cohort: "Cohort", report: "CohortReport", folders: dict[str, int]) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -130,7 +142,7 @@ def _print_table(cohort: "Cohort", report: "CohortReport") -> None:
         wrong = [line for line in report.errors if line.startswith(f"case {case.name}: ")]
         odd = [line for line in report.warnings if line.startswith(f"case {case.name}: ")]
         table.add_row(
-            escape(case.name),
+            escape(case.name + (f" (folder {folders[case.name]})" if folders else "")),
             "x".join(str(n) for n in case.shape),
             "x".join(f"{s:.4g}" for s in case.spacing_mm),
             case.orientation,
