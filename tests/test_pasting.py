@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from medseg.models.roi import mask_targets
-from medseg.values.pasting import axis_weights, cut_mask, paste_mask
+from medseg.values import pasting
+from medseg.values.pasting import axis_weights, paste_mask, paste_masks
 
 SHAPE = (23, 31)
 BOXES = [
@@ -107,17 +107,20 @@ def test_one_cell_is_constant_and_the_type_is_float32() -> None:
 
 @pytest.mark.parametrize("cells", [1, 2, 7])
 def test_weights_of_every_pixel_sum_to_one(cells: int) -> None:
-    first, weights = axis_weights(-2.3, 14.9, cells, 12)
-    assert first == 0 and weights.shape == (12, cells)
+    first, count, weights = axis_weights(np.array([-2.3, 4.2, 9.0]), np.array([14.9, 4.4, 11.1]), cells, 12)
+    assert first.tolist()[::2] == [0, 9] and count.tolist() == [12, 0, 2] and weights.shape == (14, cells)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert (weights >= 0).all() and (weights <= 1).all()
 
 
-@pytest.mark.parametrize("box", [*BOXES, (40.0, 30.0, 50.0, 35.0)])
-@pytest.mark.parametrize("size", [5, 28])
-def test_cutting_agrees_with_the_targets_of_training(
-    rng: np.random.Generator, box: tuple[float, ...], size: int
+@pytest.mark.parametrize("weights_per_call", [1, 1 << 20])
+def test_many_at_once_are_the_same_to_the_bit(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, weights_per_call: int
 ) -> None:
-    mask = rng.random(SHAPE) < 0.5
-    expected = mask_targets(torch.from_numpy(mask)[None], torch.tensor([box]), torch.tensor([0]), size)[0]
-    np.testing.assert_allclose(cut_mask(mask, np.array(box), size), expected.numpy(), atol=1e-5)
+    masks = rng.random((len(BOXES), 6, 6), np.float32)
+    alone = [paste_mask(mask, np.array(box), SHAPE) for mask, box in zip(masks, BOXES, strict=True)]
+    monkeypatch.setattr(pasting, "WEIGHTS_PER_CALL", weights_per_call)
+    for one, (pasted, row, column) in zip(alone, paste_masks(masks, np.array(BOXES), SHAPE), strict=True):
+        assert (row, column) == one[1:]
+        np.testing.assert_array_equal(pasted, one[0])
+    assert list(paste_masks(masks[:0], np.zeros((0, 4)), SHAPE)) == []

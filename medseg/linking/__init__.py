@@ -1,7 +1,9 @@
 """Linking: detections per slice become 3-D objects. No torch.
 
+bitmasks    masks packed into bits: shared pixels of many pairs at once
 nodes       detections pasted once, as crops, in an order that does not depend on the input's
 duplicates  several detections of one thing in one slice
+covers      masks that show as one what a slice nearby shows as several
 alternatives  one object or two: readings of a slice that exclude each other
 affinity    log-odds that two detections of different slices are one object
 views       what passes along other axes say of that

@@ -12,7 +12,6 @@ over all slices chooses (`flow.solve_tracks`):
 A label of kind `single` has no alternatives: it may have parts.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +21,10 @@ from skimage.segmentation import watershed
 
 from medseg.labels import LabelTable
 from medseg.linking.affinity import missing_slices
+from medseg.linking.bitmasks import BitMasks
+from medseg.linking.covers import find_covers
 from medseg.linking.flow import node_rewards
-from medseg.linking.nodes import Nodes
+from medseg.linking.nodes import Nodes, first_moments
 from medseg.values.plan import LinkingPlan
 
 #: Parts found in one round split the masks next to them in the following: runs of up to six merged slices.
@@ -95,26 +96,23 @@ def find_readings(
     split: set[tuple[int, ...]] = set()  # sources of masks that have parts
     for turn in range(ROUNDS):
         drafts: list[_Draft] = []
-        united: set[tuple[int, ...]] = set()
         nodes = readings.nodes
         fresh = families >= 0 if turn else np.ones(len(nodes), np.bool_)
         if not fresh.any():
             break
-        chosen: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {}
-        for distance, big, covered, iou in _covers(nodes, plural, fresh, reach, config):
-            order = (distance, -round(iou, 9), sum(int(nodes.keys[i]) for i in covered))
-            whole = families[big] < 0 and len(nodes.sources[big]) == 1 and nodes.sources[big] not in split
-            if config.merged_prior and whole and (big not in chosen or order < chosen[big][0]):
-                chosen[big] = (order, covered)
-            sources = tuple(sorted({s for i in covered for s in nodes.sources[i]}))
-            if config.split_prior and turn == 0 and sources not in united:
-                united.add(sources)
-                drafts.append(_union(nodes, readings.rewards, covered, sources, union_price))
-        for big in sorted(chosen):
-            parts = _parts(nodes, big, chosen[big][1], spacing_mm[1:], part_price + float(readings.rewards[big]))
-            if parts:
-                split.add(nodes.sources[big])
-                drafts += parts
+        covers = find_covers(nodes, plural, fresh, reach, config)
+        if config.split_prior and turn == 0:
+            united = dict.fromkeys(covers.members(c) for c in range(len(covers)))
+            drafts += [_union(nodes, readings.rewards, members, union_price) for members in united]
+        if config.merged_prior:
+            whole = np.array([len(s) == 1 and s not in split for s in nodes.sources], np.bool_) & (families < 0)
+            for c in covers.best(whole, nodes.keys).tolist():
+                big = int(covers.mask[c])
+                price = part_price + float(readings.rewards[big])
+                parts = _parts(nodes, big, covers.members(c), spacing_mm[1:], price)
+                if parts:
+                    split.add(nodes.sources[big])
+                    drafts += parts
         if not drafts:
             break
         readings, families = _with_drafts(readings, families, drafts)
@@ -122,56 +120,7 @@ def find_readings(
     return _with_conflicts(readings, families, plural, config)
 
 
-def _covers(
-    nodes: Nodes, plural: NDArray[np.bool_], fresh: NDArray[np.bool_], reach: int, config: LinkingPlan
-) -> Iterator[tuple[int, int, tuple[int, ...], float]]:
-    """Yield (distance in slices, mask, masks of one other slice that it covers, IoU with all of them together).
-
-    Two or more masks are covered, each by ``duplicate_overlap`` of itself and none a part of another; together
-    they fill the mask to an IoU of ``duplicate_iou``. One of them at least is ``fresh``.
-    """
-    for distance in range(1, reach + 1):
-        below, above = nodes.pairs(distance)
-        big, small = np.concatenate([below, above]), np.concatenate([above, below])
-        most = nodes.window_overlap(big, small)
-        area = nodes.areas
-        keep = plural[big] & (area[small] < area[big]) & (most >= config.duplicate_overlap * area[small])
-        big, small = big[keep], small[keep]
-        # One slice on one side: twice the mask's position, odd for the upper side.
-        side = 2 * big + (nodes.slices[small] > nodes.slices[big])
-        groups, group, sizes = np.unique(side, return_inverse=True, return_counts=True)
-        some = np.bincount(group, weights=fresh[small], minlength=len(groups)) > 0
-        keep = (sizes[group] > 1) & some[group]
-        big, small, side = big[keep], small[keep], side[keep]
-        shared = nodes.intersections(big, small)
-        keep = shared >= config.duplicate_overlap * area[small]
-        big, small, side, shared = big[keep], small[keep], side[keep], shared[keep]
-        order = np.lexsort((small, side))
-        for rows in np.split(order, np.flatnonzero(np.diff(side[order])) + 1):
-            apart = _smallest(nodes, small[rows], config.duplicate_overlap)
-            rows = rows[apart]
-            if len(rows) < 2:
-                continue
-            both = float(shared[rows].sum())
-            iou = both / (float(area[big[rows[0]]] + area[small[rows]].sum()) - both)
-            if iou >= config.duplicate_iou:
-                yield distance, int(big[rows[0]]), tuple(small[rows].tolist()), iou
-
-
-def _smallest(nodes: Nodes, members: NDArray[np.intp], overlap: float) -> NDArray[np.bool_]:
-    """Return [K], which masks of one slice hold no other of them."""
-    first, second = np.triu_indices(len(members), k=1)
-    shared = nodes.intersections(members[first], members[second])
-    a, b = nodes.areas[members[first]], nodes.areas[members[second]]
-    nested = shared >= overlap * np.minimum(a, b)
-    result = np.ones(len(members), np.bool_)
-    result[np.where(a >= b, first, second)[nested]] = False
-    return result
-
-
-def _union(
-    nodes: Nodes, rewards: NDArray[np.float64], members: tuple[int, ...], sources: tuple[int, ...], price: float
-) -> _Draft:
+def _union(nodes: Nodes, rewards: NDArray[np.float64], members: tuple[int, ...], price: float) -> _Draft:
     windows = nodes.windows[list(members)]
     low, high = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
     mask = np.zeros(high - low, np.bool_)
@@ -185,7 +134,7 @@ def _union(
         score=float(np.sort(weights * nodes.scores[list(members)]).sum() / weights.sum()),
         reward=float(np.sort(rewards[list(members)]).sum()) + price,
         key=sum(int(nodes.keys[i]) for i in members) % 2**32,
-        sources=sources,
+        sources=tuple(sorted({s for i in members for s in nodes.sources[i]})),
         family=-1,
     )
 
@@ -206,7 +155,9 @@ def _parts(
         inside = nodes.masks[i][rows[0] - r0 : rows[1] - r0, columns[0] - c0 : columns[1] - c0]
         view = markers[rows[0] : rows[1], columns[0] : columns[1]]
         view[inside & (view == 0)] = number
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=pixel_mm)[1:-1, 1:-1]
+    padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.bool_)
+    padded[1:-1, 1:-1] = mask
+    depth = ndimage.distance_transform_edt(padded, sampling=pixel_mm)[1:-1, 1:-1]
     regions = watershed(-depth, markers * mask, mask=mask)
     drafts = []
     for number, window in enumerate(ndimage.find_objects(regions, max_label=len(covered)), start=1):
@@ -240,17 +191,19 @@ def _with_drafts(
     old, n = readings.nodes, len(readings.nodes)
     like = np.array([d.like for d in drafts])
     windows = np.concatenate([old.windows, np.array([d.window for d in drafts], np.int64)])
-    masks = (*old.masks, *(d.mask for d in drafts))
-    centres = np.array([[axis.mean() for axis in np.nonzero(d.mask)] for d in drafts]) + windows[n:, :2]
+    masks = tuple(d.mask for d in drafts)
+    areas = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
+    centres = first_moments(masks) / areas[:, None] + windows[n:, :2]
     boxes = windows[n:][:, [1, 0, 3, 2]].astype(np.float32)
     joined = Nodes(
         labels=np.concatenate([old.labels, old.labels[like]]),
         slices=np.concatenate([old.slices, old.slices[like]]),
         scores=np.concatenate([old.scores, [d.score for d in drafts]]),
         keys=np.concatenate([old.keys, np.array([d.key for d in drafts], np.uint64)]),
-        masks=masks,
+        masks=(*old.masks, *masks),
+        bits=old.bits.joined(BitMasks.pack(masks, windows[n:])),
         windows=windows,
-        areas=np.concatenate([old.areas, [np.count_nonzero(d.mask) for d in drafts]]),
+        areas=np.concatenate([old.areas, areas]),
         centroids=np.concatenate([old.centroids, centres]),
         boxes=np.concatenate([old.boxes, boxes]),
         sources=(*old.sources, *(d.sources for d in drafts)),
@@ -288,14 +241,15 @@ def _with_conflicts(
     family = (families[first] >= 0) & (families[first] == families[second])
     shared = nodes.intersections(first, second)
     rivals = shared >= config.duplicate_overlap * np.minimum(nodes.areas[first], nodes.areas[second])
-    rivals |= np.array(
-        [not set(nodes.sources[i]).isdisjoint(nodes.sources[j]) for i, j in zip(first, second, strict=True)], np.bool_
-    )
+    derived = (families >= 0) | (np.array([len(s) for s in nodes.sources], np.intp) > 1)
+    for p in np.flatnonzero(~rivals & (derived[first] | derived[second])).tolist():
+        rivals[p] = not set(nodes.sources[first[p]]).isdisjoint(nodes.sources[second[p]])
     rivals &= ~family
-    together = []
-    for number in np.unique(families[families >= 0]):
-        members = np.flatnonzero(families == number)
-        together += [(int(members[0]), int(i)) for i in members[1:]]
+    parts = np.flatnonzero(families >= 0)
+    parts = parts[np.argsort(families[parts], kind="stable")]
+    _, starts, number = np.unique(families[parts], return_index=True, return_inverse=True)
+    together = np.column_stack([parts[starts][number], parts])
+    together = together[together[:, 0] != together[:, 1]]
     first, second = first[rivals], second[rivals]
     shares = np.ones(len(nodes))
     for small, large in ((first, second), (second, first)):
@@ -305,5 +259,5 @@ def _with_conflicts(
         rewards=readings.rewards,
         shares=shares,
         exclusive=np.column_stack([first, second]),
-        together=np.array(together, np.intp).reshape(-1, 2),
+        together=together,
     )

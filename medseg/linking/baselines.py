@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 
 from medseg.linking.affinity import missing_slices
+from medseg.linking.bitmasks import BitMasks
 from medseg.linking.nodes import Nodes
 from medseg.values.plan import LinkingPlan
 
@@ -183,7 +184,8 @@ def _connected(count: int, first: NDArray[np.intp], second: NDArray[np.intp]) ->
 def _touching(nodes: Nodes) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the pairs of one slice and label whose masks share a pixel or the edge of one."""
     masks = tuple(np.pad(mask, 1) for mask in nodes.masks)
-    padded = replace(nodes, masks=masks, windows=nodes.windows + (-1, -1, 1, 1))
+    windows = nodes.windows + (-1, -1, 1, 1)
+    padded = replace(nodes, masks=masks, bits=BitMasks.pack(masks, windows), windows=windows)
     first, second = padded.pairs(0)
     touch = np.zeros(len(first), np.bool_)
     for p, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):

@@ -15,11 +15,12 @@ is whole (Zhang, Li & Nevatia, "Global data association for multi-object trackin
 CVPR 2008; Schrijver, Combinatorial Optimization, ch. 13).
 
 Competing readings of a slice (`alternatives`) add f_i + f_j <= 1 for nodes that exclude each other and f_i = f_j for
-those that go together, and the proof ends there: three nodes that exclude each other pairwise give halves. Connected
-components with such pairs go to branch and bound first, which says which of the readings to leave out; what is
-left is a flow again.
+those that go together, and the proof ends there: three nodes that exclude each other pairwise give halves. So with
+such pairs the linear programme is solved first; a connected component whose optimum comes out whole is decided, the
+others go to branch and bound. Either says which of the readings to leave out; what is left is a flow again.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse.csgraph import connected_components
 
 from medseg.linking.affinity import TIE, Edges
+from medseg.values.ragged import blocks
 
 #: Small components are solved together, up to about this many edges: their optima are independent, and a
 #: call of the solver costs more than a small problem.
@@ -106,17 +108,7 @@ def solve_tracks(
     ends = np.concatenate([np.column_stack([edges.first, edges.second]), exclusive, together])
     graph = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
     count, component = connected_components(graph, directed=False)
-    allowed, forced, gap = np.ones(n, np.bool_), np.zeros(n, np.bool_), 0.0
-    for part in np.unique(component[np.concatenate([exclusive, together]).ravel()]).tolist():
-        members = np.flatnonzero(component == part)
-        pairs = [p[component[p[:, 0]] == part] for p in (exclusive, together)]
-        arcs = np.flatnonzero(component[edges.first] == part)
-        chosen, part_gap = _choose(rewards, edges, members, arcs, pairs[0], pairs[1], node_limit)
-        gap = max(gap, part_gap)
-        bound = np.concatenate(pairs).ravel()
-        allowed[bound] = chosen[np.searchsorted(members, bound)]
-        linked = pairs[1].ravel()
-        forced[linked] = allowed[linked]
+    allowed, forced, gap = _readings(rewards, edges, component, exclusive, together, node_limit)
     rewards = np.where(forced, FORCED, rewards)
     usable = allowed[edges.first] & allowed[edges.second]
     taken, followed = allowed & (rewards > 0), usable.copy()
@@ -128,11 +120,7 @@ def solve_tracks(
     hard[component[allowed & ((out_degree > 1) | (in_degree > 1) | (rewards <= 0))]] = True
     sizes = np.bincount(component[edges.first[usable]], minlength=count)
     hard &= sizes > 0
-    members = np.flatnonzero(hard)
-    batches = np.cumsum(sizes[members]) // EDGES_PER_CALL
-    for batch in np.unique(batches):
-        chosen = np.zeros(count, np.bool_)
-        chosen[members[batches == batch]] = True
+    for chosen in _batches(np.flatnonzero(hard), sizes):
         nodes = np.flatnonzero(chosen[component] & allowed)
         arcs = np.flatnonzero(chosen[component[edges.first]] & usable)
         taken[nodes], followed[arcs], prices_in[nodes], prices_out[nodes] = _solve(rewards, edges, nodes, arcs)
@@ -147,15 +135,104 @@ def solve_tracks(
     )
 
 
-def _constraints(edges: Edges, nodes: NDArray[np.intp], arcs: NDArray[np.intp], count: int) -> sparse.csc_array:
-    """Return the [2n, n + e] matrix of "edges in - f <= 0" above "edges out - f <= 0" over some nodes and edges."""
+def _batches(components: NDArray[np.intp], sizes: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
+    """Yield which of all components are solved together; ``sizes`` are the edges of every component."""
+    for block in blocks(sizes[components], EDGES_PER_CALL):
+        chosen = np.zeros(len(sizes), np.bool_)
+        chosen[components[block]] = True
+        yield chosen
+
+
+def _readings(
+    rewards: NDArray[np.float64],
+    edges: Edges,
+    component: NDArray[np.int32],
+    exclusive: NDArray[np.intp],
+    together: NDArray[np.intp],
+    node_limit: int,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
+    """Choose between competing readings: by the linear programme where its optimum is whole, else branch and bound.
+
+    Returns:
+        Which nodes stay, which of them must be taken, and the largest relative gap.
+    """
+    n = len(rewards)
+    allowed, forced, gap = np.ones(n, np.bool_), np.zeros(n, np.bool_), 0.0
+    bound = np.concatenate([exclusive, together]).ravel()
+    if not len(bound):
+        return allowed, forced, gap
+    of_edge = component[edges.first]
+    sizes = np.bincount(of_edge, minlength=int(component.max()) + 1)
+    chosen = np.ones(n, np.bool_)
+    for batch in _batches(np.unique(component[bound]), sizes):
+        nodes, arcs = np.flatnonzero(batch[component]), np.flatnonzero(batch[of_edge])
+        pairs = [p[batch[component[p[:, 0]]]] for p in (exclusive, together)]
+        problem = _problem(rewards, edges, nodes, arcs, *pairs)
+        result = linprog(
+            problem.cost,
+            A_ub=sparse.vstack([problem.flow, problem.exclusive]),
+            b_ub=np.repeat([0.0, 1.0], [problem.flow.shape[0], problem.exclusive.shape[0]]),
+            A_eq=problem.together,
+            b_eq=np.zeros(problem.together.shape[0]),
+            bounds=(0, 1),
+            method="highs-ds",
+        )
+        assert result.status == 0, f"the choice between readings has no optimum: {result.message}"
+        share = result.x[: len(nodes)]
+        chosen[nodes] = share > 0.5
+        for part in np.unique(component[nodes[np.abs(share - np.round(share)) > 1e-6]]):
+            nodes, arcs = np.flatnonzero(component == part), np.flatnonzero(of_edge == part)
+            own = [p[component[p[:, 0]] == part] for p in pairs]
+            chosen[nodes], part_gap = _branch(rewards, edges, nodes, arcs, own[0], own[1], node_limit)
+            gap = max(gap, part_gap)
+    allowed[bound] = chosen[bound]
+    linked = together.ravel()
+    forced[linked] = chosen[linked]
+    return allowed, forced, gap
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Problem:
+    """A linear programme over the n nodes and e edges of some components: costs, and rows of constraints.
+
+    Attributes:
+        cost: [n + e].
+        flow: [2n, n + e], "edges in - f <= 0" above "edges out - f <= 0".
+        exclusive: [X, n + e], <= 1.
+        together: [T, n + e], = 0.
+    """
+
+    cost: NDArray[np.float64]
+    flow: sparse.csc_array
+    exclusive: sparse.csc_array
+    together: sparse.csc_array
+
+
+def _problem(
+    rewards: NDArray[np.float64],
+    edges: Edges,
+    nodes: NDArray[np.intp],
+    arcs: NDArray[np.intp],
+    exclusive: NDArray[np.intp] = _NO_PAIRS,
+    together: NDArray[np.intp] = _NO_PAIRS,
+) -> _Problem:
     n, e = len(nodes), len(arcs)
-    position = np.full(count, -1, np.intp)
+    position = np.full(len(rewards), -1, np.intp)
     position[nodes] = np.arange(n)
     row = np.concatenate([position[edges.second[arcs]], n + position[edges.first[arcs]]])
     incidence = sparse.coo_array((np.ones(2 * e), (row, np.tile(np.arange(e), 2))), shape=(2 * n, e))
     minus = -sparse.eye_array(n)
-    return sparse.hstack([sparse.vstack([minus, minus]), incidence], format="csc")
+    extra = []
+    for p, sign in ((exclusive, 1.0), (together, -1.0)):
+        row = np.repeat(np.arange(len(p)), 2)
+        values = np.tile([1.0, sign], len(p))
+        extra.append(sparse.csc_array((values, (row, position[p.ravel()])), shape=(len(p), n + e)))
+    return _Problem(
+        cost=-np.concatenate([rewards[nodes], edges.log_odds[arcs]]),
+        flow=sparse.hstack([sparse.vstack([minus, minus]), incidence], format="csc"),
+        exclusive=extra[0],
+        together=extra[1],
+    )
 
 
 def _solve(
@@ -167,9 +244,8 @@ def _solve(
         Which nodes are taken, which edges followed, and the dual values of the nodes' constraints.
     """
     n = len(nodes)
-    cost = -np.concatenate([rewards[nodes], edges.log_odds[arcs]])
-    constraints = _constraints(edges, nodes, arcs, len(rewards))
-    result = linprog(cost, A_ub=constraints, b_ub=np.zeros(2 * n), bounds=(0, 1), method="highs-ds")
+    problem = _problem(rewards, edges, nodes, arcs)
+    result = linprog(problem.cost, A_ub=problem.flow, b_ub=np.zeros(2 * n), bounds=(0, 1), method="highs-ds")
     assert result.status == 0, f"the flow has no optimum: {result.message}"
     whole = np.round(result.x)
     assert np.abs(result.x - whole).max(initial=0.0) < 1e-6, "the flow is not whole"
@@ -177,7 +253,7 @@ def _solve(
     return whole[:n] > 0, whole[n:] > 0, prices[:n], prices[n:]
 
 
-def _choose(
+def _branch(
     rewards: NDArray[np.float64],
     edges: Edges,
     nodes: NDArray[np.intp],
@@ -194,22 +270,19 @@ def _choose(
         Which nodes are taken, and the relative gap. Where the limit is reached before anything was found, the nodes
         of higher reward are taken one after the other, and the gap is infinite.
     """
-    n, e = len(nodes), len(arcs)
+    problem = _problem(rewards, edges, nodes, arcs, exclusive, together)
     pairs = [np.searchsorted(nodes, p) for p in (exclusive, together)]
-    extra = []
-    for p, sign in zip(pairs, (1.0, -1.0), strict=True):
-        row = np.repeat(np.arange(len(p)), 2)
-        extra.append(sparse.coo_array((np.tile([1.0, sign], len(p)), (row, p.ravel())), shape=(len(p), n + e)))
-    whole = np.zeros(n + e)
+    n = len(nodes)
+    whole = np.zeros(len(problem.cost))
     whole[np.concatenate(pairs).ravel()] = 1
     result = milp(
-        -np.concatenate([rewards[nodes], edges.log_odds[arcs]]),
+        problem.cost,
         integrality=whole,
         bounds=Bounds(0, 1),
         constraints=[
-            LinearConstraint(_constraints(edges, nodes, arcs, len(rewards)), -np.inf, 0),
-            LinearConstraint(extra[0].tocsc(), -np.inf, 1),
-            LinearConstraint(extra[1].tocsc(), 0, 0),
+            LinearConstraint(problem.flow, -np.inf, 0),
+            LinearConstraint(problem.exclusive, -np.inf, 1),
+            LinearConstraint(problem.together, 0, 0),
         ],
         options={"node_limit": node_limit, "mip_rel_gap": 0.0},
     )

@@ -1,7 +1,7 @@
 """Detections of all slices as the nodes of one graph, in an order that does not depend on how they came."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 
 from medseg.errors import InputError
 from medseg.labels import LabelTable
+from medseg.linking.bitmasks import BitMasks
 from medseg.values.detections import Detections
-from medseg.values.pasting import paste_mask
+from medseg.values.pasting import paste_masks
+from medseg.values.ragged import blocks, spans
+
+#: Pairs whose windows are compared in one go; bounds the memory.
+PAIRS_PER_CALL = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +30,7 @@ class Nodes:
         keys: [N] uint64, a checksum of box, score and mask. It breaks ties, so it must not know the slice:
             a volume that is turned upside down links the same way.
         masks: N bool crops [h, w] of the slice, tight around the object.
+        bits: the same crops, packed.
         windows: [N, 4] int64, first row, first column, row end, column end of each crop in its slice.
         areas: [N] int64, pixels.
         centroids: [N, 2] float64, row and column of the centre of mass, in pixel indices.
@@ -39,6 +45,7 @@ class Nodes:
     scores: NDArray[np.float64]
     keys: NDArray[np.uint64]
     masks: tuple[NDArray[np.bool_], ...]
+    bits: BitMasks
     windows: NDArray[np.int64]
     areas: NDArray[np.int64]
     centroids: NDArray[np.float64]
@@ -56,12 +63,13 @@ class Nodes:
             slices=self.slices[index],
             scores=self.scores[index],
             keys=self.keys[index],
-            masks=tuple(self.masks[i] for i in index),
+            masks=tuple(self.masks[i] for i in index.tolist()),
+            bits=self.bits.select(index),
             windows=self.windows[index],
             areas=self.areas[index],
             centroids=self.centroids[index],
             boxes=self.boxes[index],
-            sources=tuple(self.sources[i] for i in index),
+            sources=tuple(self.sources[i] for i in index.tolist()),
             detected=self.detected,
         )
 
@@ -73,47 +81,48 @@ class Nodes:
 
     def intersections(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return [P], how many pixels the masks of each pair share when laid over each other."""
-        a, b = self.windows[first], self.windows[second]
-        low = np.maximum(a[:, :2], b[:, :2])
-        high = np.minimum(a[:, 2:], b[:, 2:])
-        shared = np.zeros(len(first), np.int64)
-        hit = np.flatnonzero((high > low).all(axis=1))
-        in_a = np.concatenate([low - a[:, :2], high - a[:, :2]], axis=1)[hit].tolist()
-        in_b = np.concatenate([low - b[:, :2], high - b[:, :2]], axis=1)[hit].tolist()
-        masks = self.masks
-        for p, i, j, u, v in zip(hit.tolist(), first[hit].tolist(), second[hit].tolist(), in_a, in_b, strict=True):
-            shared[p] = np.count_nonzero(masks[i][u[0] : u[2], u[1] : u[3]] & masks[j][v[0] : v[2], v[1] : v[3]])
-        return shared
+        return self.bits.intersections(first, second)
 
     def pairs(self, distance: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return the pairs of one label, ``distance`` slices apart, whose windows overlap in the plane.
 
         Returns:
-            Positions of the two nodes, [P] each; the first lies in the lower slice (distance 0: comes first).
+            Positions of the two nodes, [P] each, ascending; the first lies in the lower slice (distance 0: comes
+            first).
         """
-        groups = dict(self._groups())
         first, second = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
-        for (label, z), a in groups.items():
-            b = groups.get((label, z + distance))
-            if b is None or (distance == 0 and a.stop - a.start < 2):
-                continue
-            u, v = self.windows[a][:, None], self.windows[b][None]
-            overlap = (np.minimum(u[..., 2:], v[..., 2:]) > np.maximum(u[..., :2], v[..., :2])).all(axis=-1)
-            if distance == 0:
-                overlap = np.triu(overlap, k=1)
-            i, j = np.nonzero(overlap)
-            first.append(i + a.start)
-            second.append(j + b.start)
+        low, high = self._candidates(distance)
+        for block in blocks(high - low, PAIRS_PER_CALL):
+            i, j = spans(low[block], (high - low)[block])
+            i += block.start
+            u, v = self.windows[i], self.windows[j]
+            overlap = (np.minimum(u[:, 2:], v[:, 2:]) > np.maximum(u[:, :2], v[:, :2])).all(axis=1)
+            first.append(i[overlap])
+            second.append(j[overlap])
         return np.concatenate(first), np.concatenate(second)
 
-    def _groups(self) -> Iterator[tuple[tuple[int, int], slice]]:
-        """Yield ((label, slice), where its nodes lie); they are contiguous, as nodes are sorted."""
-        if not len(self):
-            return
-        change = np.flatnonzero((np.diff(self.labels) != 0) | (np.diff(self.slices) != 0)) + 1
-        starts = [0, *change.tolist()]
-        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
-            yield (int(self.labels[start]), int(self.slices[start])), slice(start, stop)
+    def _candidates(self, distance: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return [N] each, where the nodes begin and end that may overlap each node in the slice ``distance`` above.
+
+        Nodes are sorted by label, slice and first row, so those whose first row is near lie together.
+        """
+        n = len(self)
+        if not n:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        span = int(self.slices.max()) + 1 + distance  # of a label: no slice above runs into the next label
+        place = np.unique(self.labels, return_inverse=True)[1] * span + self.slices
+        places, starts, group = np.unique(place, return_index=True, return_inverse=True)
+        top, end = self.windows[:, 0], self.windows[:, 2]
+        tallest = np.maximum.reduceat(end - top, starts)
+        above = np.minimum(np.searchsorted(places, place + distance), len(places) - 1)
+        exists = places[above] == place + distance
+        lowest, size = int(top.min()), int(end.max() - top.min()) + 1
+        rows = group * size + (top - lowest)  # ascending
+        low = np.searchsorted(rows, above * size + np.maximum(top - tallest[above] + 1 - lowest, 0))
+        high = np.searchsorted(rows, above * size + (end - lowest))
+        if distance == 0:
+            low = np.arange(1, n + 1)
+        return low, np.where(exists, np.maximum(low, high), low)
 
 
 def build_nodes(
@@ -129,8 +138,7 @@ def build_nodes(
     found: list[tuple[tuple[float, ...], NDArray[np.bool_], tuple[int, int, int, int], Detections, int, int]] = []
     for part in detections:
         _check(part, depth, labels)
-        for i in range(len(part)):
-            pasted, row, column = paste_mask(part.masks[i], part.boxes[i], (rows, columns))
+        for i, (pasted, row, column) in enumerate(paste_masks(part.masks, part.boxes, (rows, columns))):
             hit = pasted >= mask_threshold
             in_rows = np.flatnonzero(hit.any(axis=1))
             if not len(in_rows):
@@ -145,7 +153,6 @@ def build_nodes(
     found.sort(key=lambda entry: entry[0])
     masks = tuple(entry[1] for entry in found)
     windows = np.array([entry[2] for entry in found], np.int64).reshape(-1, 4)
-    centres = [(float(m.sum(1) @ np.arange(m.shape[0])), float(m.sum(0) @ np.arange(m.shape[1]))) for m in masks]
     areas = np.array([np.count_nonzero(m) for m in masks], np.int64)
     return Nodes(
         labels=np.array([part.labels[i] for *_, part, i, _ in found], np.int64),
@@ -153,13 +160,20 @@ def build_nodes(
         scores=np.array([part.scores[i] for *_, part, i, _ in found], np.float64),
         keys=np.array([entry[-1] for entry in found], np.uint64),
         masks=masks,
+        bits=BitMasks.pack(masks, windows),
         windows=windows,
         areas=areas,
-        centroids=np.array(centres, np.float64).reshape(-1, 2) / areas[:, None] + windows[:, :2],
+        centroids=first_moments(masks) / areas[:, None] + windows[:, :2],
         boxes=np.array([part.boxes[i] for *_, part, i, _ in found], np.float32).reshape(-1, 4),
         sources=tuple((k,) for k in range(len(found))),
         detected=tuple((part.boxes[i], part.masks[i]) for *_, part, i, _ in found),
     )
+
+
+def first_moments(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """Return [N, 2], the sums of row and column indices of each mask's pixels."""
+    sums = [[m.sum(1) @ np.arange(m.shape[0]), m.sum(0) @ np.arange(m.shape[1])] for m in masks]
+    return np.array(sums, np.float64).reshape(-1, 2)
 
 
 def _check(part: Detections, depth: int, labels: LabelTable) -> None:

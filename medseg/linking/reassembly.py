@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.linking.nodes import Nodes
-from medseg.values.pasting import paste_mask
+from medseg.values.pasting import paste_masks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,7 +154,7 @@ def _soft(obj: Object3D, z: int, nodes: Nodes, mask_threshold: float, shape: tup
     window = max(0, min(r0, y0)), max(0, min(c0, x0)), min(shape[0], max(r1, y1)), min(shape[1], max(c1, x1))
     inside = np.zeros((window[2] - window[0], window[3] - window[1]), np.bool_)
     inside[r0 - window[0] : r1 - window[0], c0 - window[1] : c1 - window[1]] = patch.mask
-    soft = _probability(obj, z, nodes, window, shape)
+    soft = _probabilities([obj], z, nodes, [window], shape)[0]
     soft[(soft >= mask_threshold) & ~inside] = 0  # the other parts of a mask that was divided
     return Patch(mask=np.where(inside, np.maximum(soft, mask_threshold), soft), row=window[0], column=window[1])
 
@@ -217,50 +217,59 @@ def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) ->
         windows = np.array([o.patches[z].window for o in group])
         u, v = windows[:, None], windows[None]
         touch = (np.minimum(u[..., 2:], v[..., 2:]) > np.maximum(u[..., :2], v[..., :2])).all(axis=-1)
-        lost = {}
-        maps: dict[int, NDArray[np.float32]] = {}
-        for i, j in zip(*np.nonzero(np.triu(touch, k=1)), strict=True):  # i ranks higher
-            r0, c0 = np.maximum(windows[i, :2], windows[j, :2])
-            r1, c1 = np.minimum(windows[i, 2:], windows[j, 2:])
-            views = []
-            for k in (i, j):
-                view = (slice(r0 - windows[k, 0], r1 - windows[k, 0]), slice(c0 - windows[k, 1], c1 - windows[k, 1]))
-                if k not in lost:
-                    lost[k] = np.zeros_like(group[k].patches[z].mask)
-                views.append(view)
-            both = group[i].patches[z].mask[views[0]] & group[j].patches[z].mask[views[1]]
-            if not both.any():
-                continue
-            for k in (i, j):
-                if k not in maps:
-                    maps[k] = _probability(group[k], z, nodes, group[k].patches[z].window, shape)
-            i_wins = maps[i][views[0]] >= maps[j][views[1]]
-            lost[j][views[1]] |= both & i_wins
-            lost[i][views[0]] |= both & ~i_wins
+        masks = [o.patches[z].mask for o in group]
+        contested = []  # pairs, the one that ranks higher first, their common window in either, and what both claim
+        for i, j in zip(*(axis.tolist() for axis in np.nonzero(np.triu(touch, k=1))), strict=True):
+            low = np.maximum(windows[i, :2], windows[j, :2])
+            high = np.minimum(windows[i, 2:], windows[j, 2:])
+            views = [
+                tuple(slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
+                for corner in (windows[i, :2], windows[j, :2])
+            ]
+            both = masks[i][views[0]] & masks[j][views[1]]
+            if both.any():
+                contested.append((i, j, views[0], views[1], both))
+        some = sorted({k for pair in contested for k in pair[:2]})
+        maps = _probabilities([group[k] for k in some], z, nodes, [group[k].patches[z].window for k in some], shape)
+        soft = dict(zip(some, maps, strict=True))
+        lost = {k: np.zeros_like(masks[k]) for k in some}
+        for i, j, in_i, in_j, both in contested:
+            i_wins = soft[i][in_i] >= soft[j][in_j]
+            lost[j][in_j] |= both & i_wins
+            lost[i][in_i] |= both & ~i_wins
         for k, gone in lost.items():
             if gone.any():
                 patch = group[k].patches[z]
                 group[k].patches[z] = Patch(mask=patch.mask & ~gone, row=patch.row, column=patch.column)
 
 
-def _probability(
-    obj: Object3D, z: int, nodes: Nodes, window: tuple[int, int, int, int], shape: tuple[int, int]
-) -> NDArray[np.float32]:
-    """Return the detected probability of an object on a window of a slice; 0 where it was filled in."""
-    r0, c0, r1, c1 = window
-    result = np.zeros((r1 - r0, c1 - c0), np.float32)
-    for i in obj.nodes:
-        if nodes.slices[i] != z:
-            continue
-        for source in nodes.sources[i]:
-            box, probability = nodes.detected[source]
-            pasted, row, column = paste_mask(probability, box, shape)
-            a, b = max(r0, row), max(c0, column)
-            c, d = min(r1, row + pasted.shape[0]), min(c1, column + pasted.shape[1])
-            if a < c and b < d:
-                view = result[a - r0 : c - r0, b - c0 : d - c0]
-                np.maximum(view, pasted[a - row : c - row, b - column : d - column], out=view)
-    return result
+def _probabilities(
+    objects: Sequence[Object3D],
+    z: int,
+    nodes: Nodes,
+    windows: Sequence[tuple[int, int, int, int]],
+    shape: tuple[int, int],
+) -> list[NDArray[np.float32]]:
+    """Return the detected probability of each object on a window of a slice; 0 where it was filled in."""
+    results = [np.zeros((r1 - r0, c1 - c0), np.float32) for r0, c0, r1, c1 in windows]
+    wanted = [
+        (k, source)
+        for k, obj in enumerate(objects)
+        for i in obj.nodes
+        if nodes.slices[i] == z
+        for source in nodes.sources[i]
+    ]
+    if not wanted:
+        return results
+    boxes, masks = zip(*(nodes.detected[source] for _, source in wanted), strict=True)
+    for (k, _), (pasted, row, column) in zip(wanted, paste_masks(np.stack(masks), np.stack(boxes), shape), strict=True):
+        r0, c0, r1, c1 = windows[k]
+        a, b = max(r0, row), max(c0, column)
+        c, d = min(r1, row + pasted.shape[0]), min(c1, column + pasted.shape[1])
+        if a < c and b < d:
+            view = results[k][a - r0 : c - r0, b - c0 : d - c0]
+            np.maximum(view, pasted[a - row : c - row, b - column : d - column], out=view)
+    return results
 
 
 def _patch(nodes: Nodes, i: int) -> Patch:

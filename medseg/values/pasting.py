@@ -7,49 +7,84 @@ centre lies in the box; nothing is rounded to integer boxes, which is where torc
 `medseg.models.roi.mask_targets`.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.values.ragged import blocks, spans
 
-def axis_weights(start: float, stop: float, cells: int, limit: int) -> tuple[int, NDArray[np.float32]]:
-    """Return the first covered pixel and the [pixels, cells] interpolation weights along one axis.
+#: Weights of boxes that are worked out in one go; bounds the memory.
+WEIGHTS_PER_CALL = 1 << 20
+
+
+def axis_weights(
+    start: NDArray[np.float64], stop: NDArray[np.float64], cells: int, limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return where boxes cover pixels along one axis, and the interpolation weights there.
 
     Args:
-        start, stop: box edges in pixels.
+        start, stop: [N] box edges in pixels.
         cells: mask cells M along the axis.
         limit: pixels of the slice along the axis; pixels outside are left out.
+
+    Returns:
+        [N] first covered pixel, [N] covered pixels, and [sum of them, cells] weights, box after box.
 
     A pixel is covered when its centre lies in [start, stop). Beyond the outermost cell centres the
     outermost value is held, as the target of a cell at the box edge is an average up to that edge.
     """
-    first = max(0, int(np.ceil(start - 0.5)))
-    last = min(limit, int(np.ceil(stop - 0.5)))  # exclusive
-    if last <= first or not stop > start:
-        return first, np.zeros((0, cells), np.float32)
-    position = (np.arange(first, last) + (0.5 - start)) * (cells / (stop - start)) - 0.5
+    first, last = (np.clip(np.ceil(edge - 0.5), 0, limit).astype(np.int64) for edge in (start, stop))  # last: exclusive
+    count = np.maximum(last - first, 0)
+    with np.errstate(divide="ignore"):  # a box of no width covers nothing
+        scale = cells / (stop - start)
+    box, pixel = spans(first, count)
+    position = (pixel + (0.5 - start)[box]) * scale[box] - 0.5
     position = np.minimum(np.maximum(position, 0), cells - 1)
-    # Linear between two cells is a triangle around each; a few plain operations, as this runs for every detection.
-    weights = 1 - np.abs(position[:, None] - np.arange(cells))
-    return first, np.maximum(weights, 0).astype(np.float32)
+    # Linear between two cells is a triangle around each.
+    weights = np.subtract.outer(position, np.arange(cells))
+    np.abs(weights, out=weights)
+    np.subtract(1, weights, out=weights)
+    return first, count, np.maximum(weights, 0, out=weights).astype(np.float32)
+
+
+def paste_masks(
+    masks: NDArray[np.float32], boxes: NDArray[np.float32], shape: tuple[int, int]
+) -> Iterator[tuple[NDArray[np.float32], int, int]]:
+    """Paste masks, each only into the pixels that its box covers.
+
+    Args:
+        masks: [N, M, M] probabilities in box coordinates.
+        boxes: [N, 4] x1 y1 x2 y2 in pixels of the slice.
+        shape: (rows, columns) of the slice.
+
+    Yields:
+        Of each mask the probabilities [h, w] float32 of the covered pixels (h or w may be 0), first row, first column.
+    """
+    inside = np.clip(boxes.astype(np.float64), 0, [shape[1], shape[0]] * 2)
+    sides = np.maximum(inside[:, 2:] - inside[:, :2], 0).sum(axis=1).astype(np.int64) + 2
+    for block in blocks(sides * masks.shape[1], WEIGHTS_PER_CALL):
+        x1, y1, x2, y2 = boxes[block].astype(np.float64).T
+        rows, heights, row_weights = axis_weights(y1, y2, masks.shape[1], shape[0])
+        columns, widths, column_weights = axis_weights(x1, x2, masks.shape[2], shape[1])
+        down, across = np.cumsum(heights).tolist(), np.cumsum(widths).tolist()
+        sizes = zip(heights.tolist(), down, widths.tolist(), across, strict=True)
+        for mask, row, column, (h, i, w, j) in zip(masks[block], rows.tolist(), columns.tolist(), sizes, strict=True):
+            pasted = row_weights[i - h : i] @ mask @ column_weights[j - w : j].T
+            yield pasted.astype(np.float32, copy=False), row, column
 
 
 def paste_mask(
     mask: NDArray[np.float32], box: NDArray[np.float32], shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], int, int]:
-    """Paste one mask, only into the pixels that its box covers.
+    """Paste one mask, see `paste_masks`.
 
     Args:
         mask: [M, M] probabilities in box coordinates.
         box: [4] x1 y1 x2 y2 in pixels of the slice.
         shape: (rows, columns) of the slice.
-
-    Returns:
-        Probabilities [h, w] float32 of the covered pixels (h or w may be 0), first row, first column.
     """
-    x1, y1, x2, y2 = (float(v) for v in box)
-    row, row_weights = axis_weights(y1, y2, mask.shape[0], shape[0])
-    column, column_weights = axis_weights(x1, x2, mask.shape[1], shape[1])
-    return (row_weights @ mask @ column_weights.T).astype(np.float32, copy=False), row, column
+    return next(paste_masks(mask[None], box[None], shape))
 
 
 #: Samples per cell and direction when masks are cut, as `medseg.models.roi.mask_targets` takes them.
