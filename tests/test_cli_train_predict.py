@@ -92,9 +92,12 @@ def one_line(err: str) -> str:
 
 
 def test_train_predict_evaluate(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
-    assert sorted(p.name for p in trained.iterdir()) == ["metrics.csv", "model.safetensors", "plan.yaml", "run.json"]
+    assert sorted(p.name for p in trained.iterdir()) == [  # two patients: no validation
+        "checkpoints", "curves.png", "fingerprint.json", "metrics.csv", "model.safetensors", "plan.yaml", "run.json",
+    ]  # fmt: skip
     record = json.loads((trained / "run.json").read_text())
-    assert (record["steps"], record["cases"], record["interrupted"]) == (3, 2, False)
+    assert (record["steps"], record["status"], record["fold"]) == (3, "finished", "all")
+    assert record["cases"] == {"training": 2, "validation": 0} and record["validation"] is None
 
     code, out, err = run("predict", "-i", cohort, "-m", trained, "-o", tmp_path / "pred", "--device", "cpu")
     assert code == 0, err
@@ -114,9 +117,8 @@ def test_train_predict_evaluate(run: Run, cohort: Path, trained: Path, tmp_path:
 def test_train_shows_its_plan_and_its_files(run: Run, cohort: Path, settings: list[str], tmp_path: Path) -> None:
     code, out, _ = run("train", cohort, "-o", tmp_path / "run", "--device", "cpu", "--threads", 1, *settings)
     assert code == 0 and "trained 3 steps" in out and "input.windows" in out
-    assert out.splitlines()[-4:] == [
-        str(tmp_path / "run" / name) for name in ("plan.yaml", "model.safetensors", "metrics.csv", "run.json")
-    ]
+    files = ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json")
+    assert out.splitlines()[-5:] == [str(tmp_path / "run" / name) for name in files]
 
 
 def test_an_interrupted_training_exits_with_130(
@@ -125,7 +127,7 @@ def test_an_interrupted_training_exits_with_130(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Stepper, "step", interrupt)
+    monkeypatch.setattr(Stepper, "gradients", interrupt)
     code, out, err = run("train", cohort, "-o", tmp_path / "run", "--device", "cpu", *settings)
     assert code == 130 and "stopped after 0 steps; the model so far is saved" in err
     assert (tmp_path / "run" / "model.safetensors").exists() and not list((tmp_path / "run").glob(".*"))
