@@ -201,6 +201,8 @@ def test_ct_and_wide_values(make: Callable[..., Path]) -> None:
 
 def test_slices_are_those_of_the_largest_spacing(oblique_geometry: VolumeGeometry) -> None:
     assert slice_axis(oblique_geometry) == 0
+    sagittal = np.array([[4.0, 0, 0, 7], [0, 0, 0.9, -3], [0, -0.9, 0, 1], [0, 0, 0, 1]])  # its rows run upright
+    assert slice_axis(VolumeGeometry(sagittal, (5, 7, 11), "PATIENT")) == 0
     affine = np.diag([2.0, 2.0, 2.0, 1.0])[:, [0, 2, 1, 3]]
     assert slice_axis(VolumeGeometry(affine, (5, 7, 11), "PATIENT")) == 1  # its rows run upright
     mask = np.zeros((5, 2, 3), bool)

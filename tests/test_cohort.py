@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from medseg.data.cohort import common_labels, find_cohort, read_case, read_cases
 from medseg.errors import CasesError, ConfigError, GeometryError, InputError
 from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
+from medseg.io.label_names import united_labels
 from medseg.labels import LabelTable
 from medseg.values.geometry import IDENTITY, AxisMap, grid_map, make_volume
 from medseg.values.instances import InstanceSet
@@ -156,6 +158,20 @@ def test_overlaps_arrive_through_every_format_that_keeps_them(tmp_path: Path) ->
         for instance in found:
             expected = to_image.array(masks[instance.id])
             np.testing.assert_array_equal(found.full_mask(instance.id), expected, err_msg=name)
+
+
+def test_label_tables_are_united_by_name() -> None:
+    one = LabelTable.from_names(["liver", "lesion"])
+    two = LabelTable.from_names(["lesion", "spleen"], kinds={"lesion": "ids"})
+    united = united_labels([one, two])
+    assert [(label.id, label.name, label.kind) for label in united] == [
+        (1, "liver", "single"),
+        (2, "lesion", "ids"),
+        (3, "spleen", "single"),
+    ]
+    assert len({label.colour for label in united}) == 3
+    agreeing = LabelTable([one[2], replace(two[2], id=7)])
+    assert united_labels([agreeing, one]).ids == (1, 2, 7)  # numbers that the files agree on stay
 
 
 def test_labels_with_and_without_names_do_not_mix(folder: Path) -> None:
