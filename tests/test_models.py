@@ -1,5 +1,7 @@
 """The network: anchors, backbones, pooling, mask targets, heads, and what it learns."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -217,12 +219,49 @@ def test_boxes_belong_to_their_own_image_and_none_is_fine() -> None:
     assert pool(features, [box[:0], box[:0]]).shape == (0, 1, 3, 3)
 
 
-def test_pool_takes_the_largest_of_rounded_cells() -> None:
-    feature = torch.arange(64.0).reshape(1, 1, 8, 8)
-    pool = PyramidPooler(2, ModelPlan(roi_op="pool"))
-    for box in ([0.0, 0.0, 16.0, 16.0], [1.4, -1.4, 17.4, 14.6]):  # both round to cells 0..4; 2.5 cells a bin
-        pooled = pool([feature] * 4, [torch.tensor([box])])
-        assert pooled[0, 0].tolist() == [[18.0, 20.0], [34.0, 36.0]]
+def slow_pool(feature: np.ndarray, box: list[float], stride: int, size: int) -> np.ndarray:
+    """ROI Pool in plain loops, after the layer of Fast R-CNN (Girshick 2015): pixels x1 to x2 - 1, rounded cells."""
+    first = [math.floor(v / stride + 0.5) for v in (box[1], box[0])]
+    last = [math.floor((v - 1) / stride + 0.5) for v in (box[3], box[2])]
+    out = np.zeros((size, size))
+    for place in np.ndindex(size, size):
+        cells = []
+        for start, end, i, extent in zip(first, last, place, feature.shape, strict=True):
+            bin_size = max(end - start + 1, 1) / size
+            low, high = start + math.floor(i * bin_size), start + math.ceil((i + 1) * bin_size)
+            cells.append(slice(min(max(low, 0), extent), min(max(high, 0), extent)))
+        part = feature[tuple(cells)]
+        out[place] = part.max() if part.size else 0
+    return out
+
+
+def test_pool_is_the_published_one() -> None:
+    boxes = [
+        [0.0, 0.0, 16.0, 16.0],
+        [1.4, -1.4, 17.4, 14.6],
+        [3.3, 7.9, 41.2, 29.6],
+        [10.0, 20.0, 10.4, 20.3],
+        [90.0, 61.7, 140.0, 99.0],
+    ]  # all at stride 4
+    features = pyramid(SIZE, 4, channels=2)
+    pooled = PyramidPooler(3, ModelPlan(roi_op="pool"))(features, [torch.tensor(boxes)])
+    for number, box in enumerate(boxes):
+        for channel in range(2):
+            expected = slow_pool(features[0][0, channel].numpy(), box, 4, 3)
+            np.testing.assert_allclose(pooled[number, channel], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["align", "pool"])
+def test_boxes_keep_their_place_in_half_precision(op: str) -> None:
+    """Pixel 301.5 is not a number of bfloat16, whose steps are 2 there; the pooled values are rounded, not the box."""
+    torch.manual_seed(4)
+    half = torch.randn(1, 3, 90, 110).bfloat16()
+    boxes = [torch.tensor([[301.5, 257.0, 331.0, 289.7], [265.2, 301.0, 293.0, 341.9]])]
+    pool = PyramidPooler(5, ModelPlan(roi_op=op))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool([half] * 4, boxes)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), pool([half.float()] * 4, boxes), atol=0.01, rtol=0.01)
 
 
 # -- mask targets and the ceiling -----------------------------------------------------------------------------

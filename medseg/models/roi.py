@@ -3,6 +3,9 @@
 ROI Align: He et al. 2017, "Mask R-CNN", section 3. With ``aligned=True`` a box edge at pixel x lies at
 x / stride - 0.5 in feature cells, so that pixel centres meet cell centres; torchvision's
 `MultiScaleRoIAlign` cannot do that, and is half a cell off.
+
+ROI Pool: Girshick 2015, "Fast R-CNN" (arXiv 1504.08083), section 2.1: the indices of a box's first and last pixel are
+divided by the stride and rounded to cells; each bin takes the largest of its cells.
 """
 
 import torch
@@ -55,17 +58,18 @@ class PyramidPooler(nn.Module):
         level = (torch.log2(sides / self.canonical_size + 1e-8) + 1e-6).floor().long()
         level = (level + self.strides.index(16)).clamp(0, len(self.strides) - 1)
         pooled = features[0].new_zeros((len(rois), features[0].shape[1], self.size, self.size))
+        last_pixel = rois.new_tensor([0.0, 0.0, 0.0, 1.0, 1.0])  # a box that ends at pixel 8 has pixel 7 as its last
         for rank, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             chosen = torch.nonzero(level == rank)[:, 0]
             if not len(chosen):
                 continue
             scale = 1.0 / stride
-            part = rois[chosen].to(feature.dtype)
+            whole = feature.float()  # coordinates in bfloat16 are a pixel off from 128 on
             if self.op == "align":
-                values = roi_align(feature, part, self.size, scale, self.sampling_ratio, self.aligned)
+                values = roi_align(whole, rois[chosen], self.size, scale, self.sampling_ratio, self.aligned)
             else:
-                values = roi_pool(feature, part, self.size, scale)
-            pooled = pooled.index_put((chosen,), values)
+                values = roi_pool(whole, rois[chosen] - last_pixel, self.size, scale)
+            pooled = pooled.index_put((chosen,), values.to(feature.dtype))
         return pooled
 
 
