@@ -216,7 +216,7 @@ def test_importing_medseg_is_light():
 
 @pytest.fixture(scope="module")
 def small_case(tmp_path_factory, oblique_geometry):
-    """A folder with image.nii.gz and two label files of one object."""
+    """A folder with image.nii.gz and two label files of one object, and a cohort of one of them."""
     import numpy as np
 
     from medseg.io import write_instances, write_volume
@@ -232,6 +232,7 @@ def small_case(tmp_path_factory, oblique_geometry):
     found = InstanceSet.from_masks([(1, mask)], oblique_geometry, LabelTable.from_names(["liver"]))
     for name in ("reference.seg.nrrd", "prediction.seg.nrrd"):
         write_instances(folder / name, found)
+    (folder / "cohort.csv").write_text("image,label\nimage.nii.gz,reference.seg.nrrd\n")
     return folder
 
 
@@ -243,6 +244,7 @@ def small_case(tmp_path_factory, oblique_geometry):
         ["export", "reference.seg.nrrd", "out.nii.gz"],
         ["evaluate", "-r", "reference.seg.nrrd", "-p", "prediction.seg.nrrd", "-o", "scores"],
         ["measure", "reference.seg.nrrd", "--image", "image.nii.gz", "-o", "sizes"],
+        ["check", ".", "-o", "check.json"],
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -1,6 +1,5 @@
 """One study from its path to its files: read, predict, save."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from medseg.io.cohort_table import stem_of
 from medseg.io.dicom_context import DicomContext
 from medseg.io.export import read_image_context
 from medseg.io.identity import read_patient_id
+from medseg.io.series import series_name
 from medseg.progress import Note, Track, silent, unheard
 from medseg.values.geometry import describe_grid
 from medseg.values.placement import lattice_map
@@ -33,7 +33,7 @@ def study_name(path: Path, series: str | None = None) -> str:
     """
     images = [info for info in list_series(path) if info.is_image and series in (None, info.uid)]
     if images and images[0].uid:
-        return hashlib.sha256(images[0].uid.encode()).hexdigest()[:10]
+        return series_name(images[0].uid)
     # A DICOM folder whose files lack the UID is named by their contents.
     return hash_files(study_files(path, series))[:10] if path.is_dir() else stem_of(path)
 
