@@ -79,13 +79,14 @@ def show_fingerprint(table: dict[str, Any]) -> None:
             f"{entry['objects_per_slice']['median']:g}, at most {entry['objects_per_slice']['max']:g}",
             _range(entry["side_mm"]),
             _range(entry["volume_ml"]),
-            f"{entry['touching_own_class']['share_of_objects']:.0%}",
+            f"{entry['touching_own_class']['share_of_objects']:.0%}, "
+            f"{entry['touching_other_classes']['share_of_objects']:.0%}",
             f"{entry['overlapped']['share_of_objects']:.0%}",
         )
     console.out.print(shown)
     console.out.print(
         "side: of the box in the largest slice; side and volume: median (10 % to 90 %); touching: share of the objects "
-        "that touch another of their class; overlapped: that share voxels with any other"
+        "that touch another of their class, and of other classes; overlapped: that share voxels with any"
     )
 
 

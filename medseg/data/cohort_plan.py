@@ -7,17 +7,14 @@ from typing import Any, NamedTuple
 from medseg.data.check import checked_cases
 from medseg.data.cohort import Cohort, common_labels
 from medseg.data.fingerprint import CaseFacts, Fingerprint, fingerprint, look_at, thin_outlines
-from medseg.data.planning import derive_plan
+from medseg.data.planning import ORIENTATIONS, best_orientation, derive_plan
 from medseg.errors import ConfigError
 from medseg.labels import LabelTable
 from medseg.progress import Track, silent
 from medseg.values.plan import Plan, load_plan
 
-#: The plan's orientation unless the user says otherwise.
-ORIENTATION = "HPL"
 
-
-def fingerprint_cohort(cohort: Cohort, orientation: str = ORIENTATION, track: Track = silent) -> Fingerprint:
+def fingerprint_cohort(cohort: Cohort, orientation: str, track: Track = silent) -> Fingerprint:
     """Read and check every case, one after the other, and collect the cohort's facts.
 
     Raises:
@@ -58,7 +55,10 @@ def decide_plan(
         ConfigError: a setting that is unknown or out of range, a broken plan, or one of other labels or channels.
     """
     if file is None:
-        facts = fingerprint_cohort(cohort, str(settings.get("input.orientation", ORIENTATION)), track)
+        chosen = settings.get("input.orientation")
+        facts = fingerprint_cohort(cohort, ORIENTATIONS[0] if chosen is None else str(chosen), track)
+        if chosen is None and (better := best_orientation(facts)) != facts.orientation:
+            facts = fingerprint_cohort(cohort, better, track)
         return Decision(plan_with(facts, settings), facts)
     plan = load_plan(file).with_overrides(dict(settings))
     facts = fingerprint_cohort(cohort, plan.input.orientation, track)

@@ -216,7 +216,7 @@ def _cross_sections(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return [d, 2] rows and columns that the object spans in each slice of its crop, 0 where it is not there."""
     spans = []
     for axis in (2, 1):
-        hit = mask.any(axis=axis)
+        hit = np.asarray(mask.any(axis=axis))
         last = hit.shape[1] - hit[:, ::-1].argmax(axis=1)
         spans.append(np.where(hit.any(axis=1), last - hit.argmax(axis=1), 0))
     return np.stack(spans, axis=1)

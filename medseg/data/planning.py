@@ -4,6 +4,7 @@ docs/planning.md has the rules in a table. What the network sees is decided here
 """
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -33,6 +34,25 @@ NARROW_MARGIN_HU = 30.0
 CONTEXT_MM = 8.0
 
 
+#: Slices are cut across an axis that is so many times coarser than the next; else towards the head.
+COARSER = 1.5
+#: Orientations by the axis (head, posterior, left) that the slices follow.
+ORIENTATIONS = ("HPL", "PFL", "LFP")
+
+
+def best_orientation(facts: Fingerprint) -> str:
+    """Return in which orientation the slices of most cases are those of the scanner; ``facts`` are in HPL.
+
+    Pictures as thick as one voxel are slices across that axis.
+    """
+    votes: Counter[int] = Counter()
+    for case in facts.cases:
+        steps = [np.inf if n == 1 else s for s, n in zip(case.spacing_mm, case.shape, strict=True)]
+        second, coarsest = sorted(steps)[1:]
+        votes[steps.index(coarsest) if coarsest >= COARSER * second else 0] += 1
+    return ORIENTATIONS[max(range(3), key=lambda axis: (votes[axis], -axis))]
+
+
 def derive_plan(facts: Fingerprint, *, pixel_mm: float | None = None) -> Plan:
     """Decide everything from a cohort's fingerprint.
 
@@ -42,6 +62,10 @@ def derive_plan(facts: Fingerprint, *, pixel_mm: float | None = None) -> Plan:
     """
     reasons: dict[str, str] = {}
     pixel = _pixel_mm(facts, reasons) if pixel_mm is None else pixel_mm
+    z, y, x = (float(np.median([case.spacing_mm[axis] for case in facts.cases])) for axis in range(3))
+    reasons["input.orientation"] = (
+        f"slices across the coarsest axis, else towards the head: median {z:.3g} x {y:.3g} x {x:.3g} mm this way"
+    )
     network_input = _input(facts, pixel, reasons)
     scale = Scale.of(facts, pixel)
     model = model_plan(facts, scale, reasons)

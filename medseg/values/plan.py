@@ -353,16 +353,17 @@ class Plan(_Section):
         """Return the plan as YAML, the reason beside each derived field."""
         lines = []
         section = ""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
-        for line in text.splitlines():
+        data = self.model_dump(mode="json")
+        reasons = {"reasons": data.pop("reasons")}
+        for line in yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110).splitlines():
             if line and not line.startswith((" ", "-")):
                 section = line.split(":")[0]
             field = line.strip().split(":")[0]
-            reason = self.reasons.get(f"{section}.{field}") if section != "reasons" else None
+            reason = self.reasons.get(f"{section}.{field}")
             if reason and line.startswith("  "):
                 lines += textwrap.wrap(" ".join(reason.split()), 110, initial_indent="  # ", subsequent_indent="  # ")
             lines.append(line)
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + yaml.safe_dump(reasons, sort_keys=False, default_flow_style=False, width=110)
 
 
 def _place_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
