@@ -86,7 +86,7 @@ def two_images(seed: int) -> tuple[tuple[Volume, ...], InstanceSet]:
     first, second = (volume.array.astype(np.float32) for _ in range(2))
     first[volume.array > 150] = 0.0
     second[(volume.array > 50) & (volume.array < 150)] = 0.0
-    return tuple(make_volume(a, volume.affine, "image") for a in (first, second + 500.0)), truth
+    return tuple(make_volume(a + 1000.0, volume.affine, "image") for a in (first, 2 * second)), truth
 
 
 def empty_volume(shape: tuple[int, int, int] = (5, 37, 41)) -> Volume:
