@@ -1,6 +1,7 @@
 """`medseg train`, `predict` and `evaluate` on a tiny cohort through the real command line."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -119,6 +120,20 @@ def test_train_shows_its_plan_and_its_files(run: Run, cohort: Path, settings: li
     assert code == 0 and "trained 3 steps" in out and "input.windows" in out
     files = ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json")
     assert out.splitlines()[-5:] == [str(tmp_path / "run" / name) for name in files]
+
+
+def test_train_follows_a_plan_from_a_file(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
+    plan = (trained / "plan.yaml").read_text(encoding="utf-8")
+    code, _, err = run("train", cohort, "-o", tmp_path / "run", "--device", "cpu", "--plan", trained / "plan.yaml")
+    assert code == 0, err
+    assert (tmp_path / "run" / "plan.yaml").read_text(encoding="utf-8") == plan
+    other = tmp_path / "other.yaml"
+    other.write_text(plan.replace("name: lesion", "name: cyst"), encoding="utf-8")
+    code, _, err = run("train", cohort, "-o", tmp_path / "new", "--device", "cpu", "--plan", other)
+    assert code == 2 and re.search(r"other\.yaml: the plan is for the labels .*cyst.*the cohort has", one_line(err))
+    assert not (tmp_path / "new").exists()
+    code, _, err = run("train", cohort, "-o", trained, "--device", "cpu", "--plan", other, "--resume")
+    assert code == 2 and "--plan and --resume" in one_line(err)
 
 
 def test_an_interrupted_training_exits_with_130(

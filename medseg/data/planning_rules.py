@@ -57,7 +57,8 @@ def model_plan(facts: Fingerprint, scale: Scale, reasons: dict[str, str]) -> Mod
     )
     reasons["model.anchor_ratios"] = "height / width of the cross-sections, 10 %, 50 % and 90 % or by k-means"
     deep = len(facts.cases) >= DEEP_FROM and coarsest == 32
-    reasons["model.backbone"] = f"{len(facts.cases)} cases, coarsest stride {coarsest}: " + (
+    cases = "1 case" if len(facts.cases) == 1 else f"{len(facts.cases)} cases"
+    reasons["model.backbone"] = f"{cases}, coarsest stride {coarsest}: " + (
         "enough for a deep one" if deep else "a small one learns more quickly from nothing"
     )
     # Eq. 1 of the FPN paper: objects of this side come from stride 16, so with so many cells.
