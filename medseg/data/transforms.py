@@ -9,6 +9,7 @@ their boxes. Everything here is elementwise, so the bits do not depend on the nu
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.config import NdarrayOrTensor
 from monai.transforms import AdjustContrast, ScaleIntensity
 from torch import Tensor
 
@@ -67,5 +68,5 @@ def blur(image: Tensor, sigma_pixels: float) -> Tensor:
     return padded
 
 
-def _plain(image: Tensor) -> Tensor:
-    return image.as_subclass(Tensor)  # MONAI's carries an affine along, which is none here
+def _plain(image: NdarrayOrTensor) -> Tensor:
+    return torch.as_tensor(image).as_subclass(Tensor)  # MONAI's carries an affine along, which is none here

@@ -65,8 +65,7 @@ class Crop:
             return None
         part = plane[low[0] - start[0] : high[0] - start[0], low[1] - start[1] : high[1] - start[1]]
         pixels = float(np.count_nonzero(part))
-        share = torch.from_numpy(part.view(np.uint8) * np.uint8(255))
-        return Seen(share, (low[0], low[1]), pixels) if pixels else None
+        return Seen(torch.from_numpy(part * np.uint8(255)), (low[0], low[1]), pixels) if pixels else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +131,7 @@ class Warp:
 
     @cached_property
     def _inverse(self) -> NDArray[np.float64]:
-        return np.linalg.inv(self.matrix)
+        return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
     def _box(self, shape: tuple[int, ...], offset: tuple[int, int]) -> tuple[slice, slice] | None:
         """Return a part of the sample outside of which a rectangle of the slice is not seen; None: nowhere."""
