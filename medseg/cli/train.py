@@ -12,6 +12,7 @@ from medseg.cli.plan import show_plan
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from medseg.models.transfer import Transfer
     from medseg.training.final_validation import FinalValidation
     from medseg.training.loop import TrainingResult
 
@@ -48,6 +49,14 @@ def run(
     init: Annotated[
         Path | None, typer.Option("--init", help="Begin with the network of a medseg run, of other labels perhaps.")
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="torchvision or torchvision_v2: plan fields by which the network computes what torchvision's "
+            "maskrcnn_resnet50_fpn (_v2) does; --set goes before.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the training in --out, by its own plan.")
     ] = False,
@@ -63,13 +72,14 @@ def run(
     Several GPUs or CPUs train one model under torchrun: torchrun --nproc-per-node 2 -m medseg train COHORT -o RUN.
     """
     from medseg.data.cohort import parse_kind
+    from medseg.models.pretrained import preset_settings
     from medseg.progress import silent, unheard
     from medseg.training.cohort import train_cohort
     from medseg.training.folds import parse_fold
     from medseg.training.initial import start_from_file, start_from_run
     from medseg.values.plan import parse_setting
 
-    chosen = dict(parse_setting(text) for text in settings or [])
+    chosen = {**(preset_settings(preset) if preset else {}), **dict(parse_setting(text) for text in settings or [])}
     if pretrained and init:
         raise ConfigError("--pretrained and --init: a training begins with one of them; leave out the other")
     start = start_from_file(pretrained) if pretrained else start_from_run(init) if init else None
@@ -91,6 +101,7 @@ def run(
             tensorboard=tensorboard,
             world=world,
             on_plan=show_plan,
+            on_start=show_start,
             track=console.track if world.first else silent,
             note=console.warn if world.first else unheard,
             show=console.show,
@@ -101,6 +112,11 @@ def run(
         raise typer.Exit(130)
     if result.validation and result.validation.failures:
         raise typer.Exit(1)
+
+
+def show_start(taken: "Transfer") -> None:
+    """Print what was taken of the weights to begin with."""
+    console.out.print("\n".join(["weights to begin with", *taken.lines()]), markup=False)
 
 
 def _tell(result: "TrainingResult", out: Path) -> None:

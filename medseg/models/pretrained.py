@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medseg.errors import ModelError
+from medseg.errors import ConfigError, ModelError
 from medseg.values.plan import Backbone
 
 #: Layout of a file: a classifier, torchvision's ``maskrcnn_resnet50_fpn`` (or Faster R-CNN), or the same ``_v2``.
@@ -102,6 +103,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "torchvision": {**_TORCHVISION, **_DETECTOR_SETTINGS["mask_rcnn"]},
     "torchvision_v2": {**_TORCHVISION, **_DETECTOR_SETTINGS["mask_rcnn_v2"]},
 }
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """Return the plan fields of a preset; ConfigError for a name that is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +206,7 @@ def _backbone(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Backbone:
     raise ModelError(f"{path}: {said}, which medseg has not; {_EXPECTED}")
 
 
+@cache
 def _resnet_shapes(name: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         tensors = getattr(resnet, name)(weights=None).state_dict()

@@ -20,6 +20,7 @@ from medseg.io.atomic import check_folder, write_json
 from medseg.io.cohort_table import CohortRow
 from medseg.labels import Kind
 from medseg.models.mask_rcnn import MaskRCNN
+from medseg.models.transfer import Transfer
 from medseg.progress import Note, Track, silent, unheard
 from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, save_plan
 from medseg.training.distributed import ALONE, World, first_does
@@ -52,6 +53,7 @@ def train_cohort(
     world: World = ALONE,
     tensorboard: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
+    on_start: Callable[[Transfer], None] = lambda taken: None,
     track: Track = silent,
     note: Note = unheard,
     show: Note = unheard,
@@ -75,6 +77,7 @@ def train_cohort(
         world: which of several processes this is; all of them call this.
         tensorboard: write event files for TensorBoard as well.
         on_plan: called with the plan before training.
+        on_start: called, in the first process, with what was taken of ``start``.
         track: progress.
         note: hears of what is no error.
         show: hears after each step how training stands.
@@ -110,9 +113,12 @@ def train_cohort(
         return replace(cohort, rows=tuple(validation))
 
     def initialise(model: MaskRCNN) -> None:
-        if start:
-            for line in start.load_into(model, plan).lines():
-                note(f"{start.option}: {line}")
+        assert start is not None
+        taken = start.load_into(model, plan)
+        if world.first:
+            begun = {"from": start.option, "sha256": start.sha256, **taken.to_dict()}
+            _write_record(run, _read_record(run) | {"start": begun})
+            on_start(taken)
 
     if tensorboard:
         check_tensorboard()
