@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.linking.nodes import Nodes
+from medseg.values.instances import crop_to_object
 from medseg.values.pasting import paste_masks
 
 
@@ -47,18 +48,15 @@ class Object3D:
 
     def crop(self) -> tuple[NDArray[np.bool_], tuple[int, int, int]] | None:
         """Return the tight [d, h, w] mask and its offset in the volume; None where no voxel is left."""
-        tight = {z: t for z, patch in self.patches.items() if (t := _tight(patch)) is not None}
-        if not tight:
-            return None
-        z0, z1 = min(tight), max(tight) + 1
-        windows = np.array([patch.window for patch in tight.values()])
-        r0, c0 = (int(v) for v in windows[:, :2].min(axis=0))
-        r1, c1 = (int(v) for v in windows[:, 2:].max(axis=0))
-        mask = np.zeros((z1 - z0, r1 - r0, c1 - c0), np.bool_)
-        for z, patch in tight.items():
+        windows = np.array([patch.window for patch in self.patches.values()])
+        z0, (r0, c0) = min(self.patches), windows[:, :2].min(axis=0).tolist()
+        r1, c1 = windows[:, 2:].max(axis=0).tolist()
+        mask = np.zeros((max(self.patches) + 1 - z0, r1 - r0, c1 - c0), np.bool_)
+        for z, patch in self.patches.items():
             a, b, c, d = patch.window
             mask[z - z0, a - r0 : c - r0, b - c0 : d - c0] = patch.mask
-        return mask, (z0, r0, c0)
+        tight = crop_to_object(mask)
+        return None if tight is None else (tight[0], (z0 + tight[1][0], r0 + tight[1][1], c0 + tight[1][2]))
 
 
 def build_object(
@@ -290,14 +288,6 @@ def _unite(patches: Sequence[Patch]) -> Patch:
 
 def _centroid(patch: Patch) -> NDArray[np.float64]:
     return np.array([axis.mean() for axis in np.nonzero(patch.mask)]) + (patch.row, patch.column)
-
-
-def _tight(patch: Patch) -> Patch | None:
-    rows, columns = np.flatnonzero(patch.mask.any(axis=1)), np.flatnonzero(patch.mask.any(axis=0))
-    if not len(rows):
-        return None
-    crop = patch.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Patch(mask=crop, row=patch.row + int(rows[0]), column=patch.column + int(columns[0]))
 
 
 def _signed_distance(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.float64]:
