@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from medseg.values import pasting
-from medseg.values.pasting import axis_weights, paste_mask, paste_masks
+from medseg.models.roi import mask_targets
+from medseg.values.pasting import axis_weights, cut_mask, paste_mask, paste_masks
 
 SHAPE = (23, 31)
 BOXES = [
@@ -124,3 +125,13 @@ def test_many_at_once_are_the_same_to_the_bit(
         assert (row, column) == one[1:]
         np.testing.assert_array_equal(pasted, one[0])
     assert list(paste_masks(masks[:0], np.zeros((0, 4)), SHAPE)) == []
+
+
+@pytest.mark.parametrize("box", [*BOXES, (40.0, 30.0, 50.0, 35.0)])
+@pytest.mark.parametrize("size", [5, 28])
+def test_cutting_agrees_with_the_targets_of_training(
+    rng: np.random.Generator, box: tuple[float, ...], size: int
+) -> None:
+    mask = rng.random(SHAPE) < 0.5
+    expected = mask_targets(torch.from_numpy(mask)[None], torch.tensor([box]), torch.tensor([0]), size)[0]
+    np.testing.assert_allclose(cut_mask(mask, np.array(box), size), expected.numpy(), atol=1e-5)
