@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from medseg.values import pasting
 from medseg.models.roi import mask_targets
+from medseg.values import pasting
 from medseg.values.pasting import axis_weights, cut_mask, paste_mask, paste_masks
 
 SHAPE = (23, 31)
