@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runs import environment
-from network_fixtures import LABELS, TINY, one_image, simple_case, tiny_plan
+from network_fixtures import LABELS, TINY, one_image, quick_curves, simple_case, tiny_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import medseg.training.distributed as distributed
+import medseg.training.outputs as outputs
 from medseg.cli.compute import LAUNCH_VARIABLES, joined_processes
 from medseg.data.cache import load_case, prepare_case
 from medseg.data.dataset import SliceDataset
@@ -40,7 +41,7 @@ SMALL = {
     "model.semantic_head": True,
     "model.anchor_sizes": [[8.0], [14.0], [24.0]],
     "training.crop_size": [32, 32],
-    "training.focus_size": [32, 64],
+    "training.focus_size": [64, 64],
     "training.focus_fraction": 0.4,
     "training.batch_size": 5,
 }
@@ -51,6 +52,7 @@ def short_patience() -> Iterator[None]:
     """A process that waits in vain fails its test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "PATIENCE", timedelta(seconds=240))
+        patch.setattr(outputs, "save_curves", quick_curves)
         yield
 
 
@@ -179,17 +181,17 @@ def test_torchrun_resumes_trains_validates_and_saves_once(tmp_path: Path) -> Non
     train_cohort(folder, tmp_path / "one", CPU, settings=settings, fold=fold)
     run = tmp_path / "two"
     assert train_cohort(folder, run, CPU, settings=settings, fold=fold, track=stop).steps == 1
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
-               "-m", "medseg", "train", folder, "-o", run, "--resume", "--device", "cpu", "--threads", "1"]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    verb = ["-m", "medseg", "train", folder, "-o", run, "--resume", "--device", "cpu", "--threads", "1"]
+    command = list(map(str, torchrun + verb))
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained 3 steps") == 1 and "Traceback" not in done.stderr, done.stderr
     assert [p.name for p in find_checkpoints(run)] == ["step_00000003.safetensors"]
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["steps"], record["validation"]["cases"]) == ("finished", 3, 1)
-    tables = [
-        [row.split(",") for row in (tmp_path / name / "metrics.csv").read_text().split()] for name in ("one", "two")
-    ]
+    texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("one", "two")]
+    tables = [[row.split(",") for row in text.split()] for text in texts]
     assert [row[0] for row in tables[1]] == ["step", "1", "2", "3"]
     for ours, theirs in zip(tables[0][1:], tables[1][1:], strict=True):
         assert [float(v) for v in ours] == pytest.approx([float(v) for v in theirs], rel=2e-3, abs=1e-4)

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from cli_runs import environment
-from network_fixtures import LABELS, TINY, one_image, simple_case, tiny_plan
+from network_fixtures import LABELS, TINY, one_image, quick_curves, simple_case, tiny_plan
 from safetensors.torch import load_file
 
+import medseg.training.outputs as outputs
 import medseg.training.prepared as prepared
 from medseg.data.cache import CachedCase, load_case, prepare_case
 from medseg.data.cohort import find_cohort
@@ -50,12 +51,14 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Runs are bit-exact at one thread count, whatever this machine has."""
+    """Runs are bit-exact at one thread count, whatever this machine has; and no time goes into drawing."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "save_curves", quick_curves)
+        yield
     torch.set_num_threads(before)
 
 

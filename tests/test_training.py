@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from network_fixtures import LABELS, TINY, one_image, simple_case, tiny_plan
+from network_fixtures import LABELS, TINY, one_image, quick_curves, simple_case, tiny_plan
 from safetensors.torch import load_file
 
 import medseg.training.outputs as outputs
@@ -33,6 +33,13 @@ SMALL = {"training.crop_size": [32, 32], "model.fpn_channels": 16, "training.ste
 
 #: What a training leaves.
 FILES = ["checkpoints", "curves.png", "metrics.csv", "model.safetensors", "plan.yaml"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_drawing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "save_curves", quick_curves)
+        yield
 
 
 @pytest.fixture(scope="module")
