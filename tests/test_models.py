@@ -19,7 +19,7 @@ from medseg.models.anchors import PyramidAnchors
 from medseg.models.heads import Target, with_margin
 from medseg.models.mask_rcnn import build_mask_rcnn, choose_device
 from medseg.models.roi import PyramidPooler, mask_targets
-from medseg.models.semantic import MIN_CELLS, SemanticHead
+from medseg.models.semantic import SemanticHead
 from medseg.values.pasting import paste_mask
 from medseg.values.plan import ModelPlan, Plan
 
@@ -416,7 +416,7 @@ def test_the_losses_of_a_batch_are_the_mean_of_those_of_its_images(mask_loss: st
 
 def test_the_semantic_loss_is_that_of_its_formula() -> None:
     """Two classes on 7 x 10 cells of 2 pixels, the slice one pixel short each way; the second class is absent."""
-    head = SemanticHead(channels=32, classes=2, stride=2)
+    head = SemanticHead(channels=32, classes=2, stride=2, min_cells=50.0)
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn((1, 2, 7, 10), generator=generator)
     covered = torch.zeros((1, 2, 13, 19))
@@ -429,14 +429,14 @@ def test_the_semantic_loss_is_that_of_its_formula() -> None:
     chance = 1 / (1 + np.exp(-logits[0].double().numpy()))
     total = 0.0
     for p, w in zip(chance, wanted, strict=True):
-        total += -(w * np.log(p) + (1 - w) * np.log(1 - p)).sum() / (w.sum() + MIN_CELLS)
+        total += -(w * np.log(p) + (1 - w) * np.log(1 - p)).sum() / (w.sum() + 50)
         if w.sum():
             total += 1 - (2 * (p * w).sum() + 1) / (p.sum() + w.sum() + 1)
     assert float(head.loss(logits, covered).detach()) == pytest.approx(total / 2, rel=1e-5)
 
 
 def test_what_the_semantic_head_finds_reaches_every_level_and_sends_nothing_back() -> None:
-    head = SemanticHead(channels=32, classes=2, stride=4)
+    head = SemanticHead(channels=32, classes=2, stride=4, min_cells=50.0)
     features = {str(i): level.requires_grad_() for i, level in enumerate(pyramid((64, 80), 3, channels=32))}
     logits, told = head(features)
     assert logits.shape == (1, 2, 16, 20) and logits.dtype == torch.float32

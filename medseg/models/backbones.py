@@ -26,10 +26,6 @@ def norm_layer(kind: PartNorm) -> Callable[[int], nn.Module] | None:
     return FrozenBatchNorm2d if kind == "frozen_batch" else lambda n: nn.GroupNorm(math.gcd(n, 32), n)
 
 
-#: Channels of the deep stem before its last convolution.
-STEM_CHANNELS = 24
-
-
 class _NoExtraLevel(LastLevelMaxPool):
     """Ends the pyramid at the backbone's last stage."""
 
@@ -37,12 +33,11 @@ class _NoExtraLevel(LastLevelMaxPool):
         return x, names
 
 
-def _deep_stem(in_channels: int) -> nn.Sequential:
+def _deep_stem(in_channels: int, width: int) -> nn.Sequential:
     """Three 3 x 3 convolutions in place of one of 7 x 7 (He et al. 2019, arXiv 1812.01187, "ResNet-C").
 
     Only the last has stride 2, so that what is a few pixels large is first looked at in full resolution.
     """
-    width = STEM_CHANNELS
     layers: list[nn.Module] = []
     for before in (in_channels, width):
         layers += [
@@ -71,7 +66,7 @@ def build_backbone(plan: ModelPlan, in_channels: int) -> BackboneWithFPN:
     """
     body = BUILDERS[plan.backbone](weights=None, norm_layer=norm_layer(plan.norm))
     if plan.stem == "deep":
-        body.conv1 = _deep_stem(in_channels)
+        body.conv1 = _deep_stem(in_channels, plan.stem_channels)
     elif in_channels != 3:
         body.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")

@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from medseg.models.backbones import norm_layer
 from medseg.models.roi import PyramidPooler, mask_targets
-from medseg.values.plan import ModelPlan, Plan
+from medseg.values.plan import ModelPlan, Plan, TrainingPlan
 
 
 class Target(NamedTuple):
@@ -61,8 +61,6 @@ class _Samples(NamedTuple):
 
 #: Class of a proposal that overlaps an object too little to be it and too much to be background.
 _NEITHER = -1
-#: Masks are learnt in boxes of at least this IoU with their object; at inference they are cut from corrected boxes.
-MASK_IOU = 0.5
 
 
 def _box_head(model: ModelPlan) -> nn.Module:
@@ -87,13 +85,13 @@ def _mask_predictor(channels: int, classes: int, doublings: int) -> nn.Sequentia
     return predictor
 
 
-def _jittered(boxes: Tensor, copies: int, generator: torch.Generator) -> Tensor:
-    """Return [copies * G, 4] boxes of about the same place and size."""
+def _jittered(boxes: Tensor, settings: TrainingPlan, generator: torch.Generator) -> Tensor:
+    """Return [copies * G, 4] boxes of about the same place and size as [G, 4] boxes."""
     size = boxes[:, 2:] - boxes[:, :2]
     centre = boxes[:, :2] + size / 2
-    noise = torch.randn((copies, 2, len(boxes), 2), generator=generator).to(boxes)
-    centres = centre + 0.12 * size * noise[:, 0]
-    halves = size * torch.exp(0.15 * noise[:, 1]) / 2
+    noise = torch.randn((settings.jittered_boxes, 2, len(boxes), 2), generator=generator).to(boxes)
+    centres = centre + settings.jitter_shift * size * noise[:, 0]
+    halves = size * torch.exp(settings.jitter_scale * noise[:, 1]) / 2
     return torch.cat([centres - halves, centres + halves], dim=2).reshape(-1, 4)
 
 
@@ -131,7 +129,10 @@ class RoiHeads(nn.Module):
         self.box_predictor = FastRCNNPredictor(model.box_head_channels, self.classes + 1)
         self.mask_roi_pool = PyramidPooler(model.mask_roi_size, model)
         self.mask_head = MaskRCNNHeads(
-            model.fpn_channels, (model.mask_head_channels,) * 4, 1, norm_layer=norm_layer(model.head_norm)
+            model.fpn_channels,
+            (model.mask_head_channels,) * model.mask_head_convolutions,
+            1,
+            norm_layer=norm_layer(model.head_norm),
         )
         self.agnostic = model.mask_head == "class_agnostic"
         self.softmax = model.mask_loss == "softmax"
@@ -144,9 +145,7 @@ class RoiHeads(nn.Module):
         )
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
         self.matcher = Matcher(training.box_positive_iou, training.box_negative_iou, allow_low_quality_matches=False)
-        self.samples = training.box_samples
-        self.positive_share = training.box_positive_fraction
-        self.jittered_boxes = training.jittered_boxes
+        self.training_plan = training
         self.limits = plan.inference
 
     # -- training -----------------------------------------------------------------------------------------
@@ -176,18 +175,18 @@ class RoiHeads(nn.Module):
         return [self._sample_one(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
 
     def _sample_one(self, proposals: Tensor, target: Target) -> _Samples:
-        generator = torch.Generator().manual_seed(target.seed)
-        boxes = torch.cat([proposals, target.boxes, _jittered(target.boxes, self.jittered_boxes, generator)])
+        settings, generator = self.training_plan, torch.Generator().manual_seed(target.seed)
+        boxes = torch.cat([proposals, target.boxes, _jittered(target.boxes, settings, generator)])
         if len(target.boxes):
             iou = box_iou(target.boxes, boxes)
-            best, close = self.matcher(iou), iou.amax(dim=0) >= MASK_IOU
+            best, close = self.matcher(iou), iou.amax(dim=0) >= settings.mask_positive_iou
             objects = best.clamp(min=0)
             classes = torch.where(best >= 0, target.classes[objects], 0)
             classes[best == Matcher.BETWEEN_THRESHOLDS] = _NEITHER
         else:
             objects = classes = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
             close = classes > 0
-        drawn = _draw(classes, self.samples, self.positive_share, generator)
+        drawn = _draw(classes, settings.box_samples, settings.box_positive_fraction, generator)
         return _Samples(boxes[drawn], classes[drawn], objects[drawn], close[drawn])
 
     def _mask_loss(self, features: list[Tensor], samples: list[_Samples], targets: list[Target]) -> Tensor:
@@ -198,7 +197,7 @@ class RoiHeads(nn.Module):
         classes = torch.cat([s.classes[p] for s, p in zip(samples, positive, strict=True)])
         wanted = torch.cat(
             [
-                mask_targets(t.masks, b, s.objects[p], self.mask_size)
+                mask_targets(t.masks, b, s.objects[p], self.mask_size, sampling=self.training_plan.mask_target_sampling)
                 for t, b, s, p in zip(targets, boxes, samples, positive, strict=True)
                 if len(b)
             ]

@@ -30,7 +30,9 @@ class MaskRCNN(nn.Module):
         self.roi_heads = RoiHeads(plan)
         self.semantic_weight = plan.training.semantic_weight
         self.semantic = (
-            SemanticHead(plan.model.fpn_channels, len(plan.labels), plan.model.finest_stride)
+            SemanticHead(
+                plan.model.fpn_channels, len(plan.labels), plan.model.finest_stride, plan.training.semantic_min_cells
+            )
             if plan.model.semantic_head
             else None
         )

@@ -14,9 +14,6 @@ from torchvision.ops import roi_align, roi_pool
 
 from medseg.values.plan import ModelPlan
 
-#: Samples per cell and direction when mask targets are cut; 4 follows the area that a cell covers to 1/16.
-MASK_TARGET_SAMPLING = 4
-
 
 def with_image_index(boxes: list[Tensor]) -> Tensor:
     """Return [sum N, 5] boxes, the image's position in the batch first, as torchvision's ROI ops take them."""
@@ -73,7 +70,9 @@ class PyramidPooler(nn.Module):
         return pooled
 
 
-def mask_targets(masks: Tensor, boxes: Tensor, index: Tensor, size: int, *, aligned: bool = True) -> Tensor:
+def mask_targets(
+    masks: Tensor, boxes: Tensor, index: Tensor, size: int, *, sampling: int = 4, aligned: bool = True
+) -> Tensor:
     """Cut the target of each box out of full-slice masks: the share of each cell that the object covers.
 
     Args:
@@ -81,11 +80,12 @@ def mask_targets(masks: Tensor, boxes: Tensor, index: Tensor, size: int, *, alig
         boxes: [N, 4] in pixels.
         index: [N] int64, which object belongs to which box.
         size: M.
+        sampling: samples per cell and direction; 4 follows the area that a cell covers to 1/16.
         aligned: half-pixel correction; off only to compare with torchvision's ``project_masks_on_boxes``.
 
     Returns:
         [N, M, M] float32 in 0..1.
     """
     rois = torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1).float()
-    cut = roi_align(masks[:, None].float(), rois, size, 1.0, MASK_TARGET_SAMPLING, aligned)
+    cut = roi_align(masks[:, None].float(), rois, size, 1.0, sampling, aligned)
     return cut[:, 0]

@@ -8,9 +8,6 @@ and the semantic branch of Chen et al. 2019, "Hybrid task cascade" (arXiv 1901.0
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: A class that covers fewer cells than this weighs less: a slice without it teaches little about it.
-MIN_CELLS = 50.0
-
 
 class SemanticHead(nn.Module):
     """One linear map per pixel, so that the shared features themselves must tell the classes apart.
@@ -18,9 +15,10 @@ class SemanticHead(nn.Module):
     What it finds is added to every pyramid level for the other heads, as in the hybrid task cascade.
     """
 
-    def __init__(self, channels: int, classes: int, stride: int):
+    def __init__(self, channels: int, classes: int, stride: int, min_cells: float):
         super().__init__()
         self.stride = stride
+        self.min_cells = min_cells
         self.logits = nn.Conv2d(channels, classes, 1)
         self.embedding = nn.Conv2d(classes, channels, 1)
         nn.init.normal_(self.logits.weight, std=0.01)
@@ -60,4 +58,4 @@ class SemanticHead(nn.Module):
         chance = logits.sigmoid()
         overlap = (2 * (chance * wanted).sum(dim=(2, 3)) + 1) / (chance.sum(dim=(2, 3)) + cells + 1)
         # Per covered cell, not per cell: a lesion of twenty cells weighs as much as a liver of two thousand.
-        return (entropy / (cells + MIN_CELLS) + (1 - overlap) * (cells > 0)).mean()
+        return (entropy / (cells + self.min_cells) + (1 - overlap) * (cells > 0)).mean()

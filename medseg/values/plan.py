@@ -82,6 +82,8 @@ class ModelPlan(_Section):
     #: ``conv7``: one convolution of 7 x 7 with stride 2, as published; ``deep``: three of 3 x 3, the first two in full
     #: resolution, for objects of a few pixels.
     stem: Literal["conv7", "deep"] = "conv7"
+    #: Channels of the deep stem before its last convolution.
+    stem_channels: int = Field(24, ge=3, multiple_of=3)
     fpn_channels: int = Field(256, ge=8)
     #: Normalisation in the pyramid: ``group`` (Wu and He 2018) helps where nothing is pretrained, ``frozen_batch`` is
     #: for torchvision's second Mask R-CNN.
@@ -121,6 +123,8 @@ class ModelPlan(_Section):
     #: Side M of the predicted masks; mask_roi_size times a power of two.
     mask_size: int = Field(28, ge=4)
     mask_head_channels: int = Field(256, ge=8)
+    #: Convolutions of 3 x 3 before the mask is enlarged.
+    mask_head_convolutions: int = Field(4, ge=1)
     #: Masks reach beyond the detected box by this share of its size on every side, so that a box a little too small
     #: does not cut the object straight.
     mask_margin: float = Field(0.0, ge=0, le=0.5)
@@ -197,13 +201,25 @@ class TrainingPlan(_Section):
     #: Proposals between the two are not learnt from: around a small object they would outnumber the good ones and
     #: teach that what is there is background.
     box_negative_iou: float = Field(0.5, gt=0, le=1)
+    #: Masks are learnt in boxes of at least this IoU with their object: at inference they are cut from corrected boxes.
+    mask_positive_iou: float = Field(0.5, gt=0, le=1)
+    #: Samples per cell and direction when mask targets are cut; 4 follows the area that a cell covers to 1/16.
+    mask_target_sampling: int = Field(4, ge=1)
+    #: Weight of positives and focusing exponent of the proposals' objectness (`models.proposals`).
+    focal_alpha: float = Field(0.5, gt=0, lt=1)
+    focal_gamma: float = Field(2.0, ge=0)
     #: Factor of the proposals' box loss.
     rpn_box_weight: float = Field(1.0, gt=0)
     #: Factor of the per-pixel loss of the semantic head.
     semantic_weight: float = Field(0.5, ge=0)
+    #: A class that covers fewer cells than this weighs less in it: a slice without the class teaches little about it.
+    semantic_min_cells: float = Field(50.0, gt=0)
     #: Shifted and scaled copies of each object's box that join the proposals, so that box and mask head learn to
     #: correct boxes before the proposals are any good; with none, an early head only sees exact boxes.
     jittered_boxes: int = Field(4, ge=0)
+    #: Standard deviation of their shift, in sides of the box, and of the logarithm of their scale.
+    jitter_shift: float = Field(0.12, ge=0)
+    jitter_scale: float = Field(0.15, ge=0)
     box_samples: int = Field(64, ge=2)
     #: Largest share of positives among the sampled proposals.
     box_positive_fraction: float = Field(0.25, gt=0, le=1)
