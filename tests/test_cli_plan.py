@@ -42,6 +42,7 @@ def runs(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ru
         "plain": ["plan", cohort, "-o", out / "a.yaml", "--fingerprint", out / "a.json"],
         "again": ["plan", cohort, "-o", out / "b.yaml"],
         "set": ["plan", cohort, "-o", out / "c.yaml", "--set", "input.spacing_mm=[1, 1]", "--set", "training.steps=7"],
+        "small": ["plan", cohort, "-o", out / "s.yaml", "--small", "--set", "training.ema_decay=0.9"],
         "unknown": ["plan", cohort, "-o", out / "d.yaml", "--set", "training.step=7"],
         "value": ["plan", cohort, "-o", out / "d.yaml", "--set", "training.steps=none"],
         "folder": ["plan", cohort, "-o", out],
@@ -136,3 +137,11 @@ def test_facts_do_not_depend_on_the_order_of_cases(cohort: Path) -> None:
     one, other = plan_cohort(found, {}).model_dump(mode="json"), plan_cohort(turned, {}).model_dump(mode="json")
     np.testing.assert_allclose(one["model"]["anchor_sizes"], other["model"]["anchor_sizes"], rtol=0.05)
     assert one["input"] == other["input"] and one["inference"] == other["inference"]
+
+
+def test_a_small_plan_is_the_same_but_for_network_and_training(runs: dict[str, Run], files: Path) -> None:
+    assert runs["small"].code == 0
+    plain, small = load_plan(files / "a.yaml"), load_plan(files / "s.yaml")
+    assert small.model.fpn_channels == 128 and plain.model.fpn_channels == 256
+    assert small.training.ema_decay == 0.9  # --set goes last
+    assert (small.input, small.inference, small.linking) == (plain.input, plain.inference, plain.linking)

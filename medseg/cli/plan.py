@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from medseg.values.plan import Plan
 
 NAME = "plan"
+SMALL_HELP = "A narrow network and a short training: about an hour on two CPU cores."
 
 
 def run(
@@ -24,6 +25,7 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Plan field, e.g. --set input.spacing_mm=[0.5,0.5]; repeatable."),
     ] = None,
+    small: Annotated[bool, typer.Option("--small", help=SMALL_HELP)] = False,
     kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
     fingerprint: Annotated[
         Path | None, typer.Option("--fingerprint", help="JSON file for the facts about the cohort.")
@@ -44,7 +46,7 @@ def run(
             raise InputError(f"{file}: is a folder, expected the name of a file to write")
         check_folder(file.parent)
     found = find_cohort(cohort, dict(parse_kind(text) for text in kind or []), console.track)
-    plan, facts = decide_plan(found, chosen, track=console.track)
+    plan, facts = decide_plan(found, chosen, track=console.track, small=small)
     table = describe(facts)
     show_fingerprint(table)
     show_plan(plan)

@@ -8,7 +8,7 @@ import typer
 from medseg.cli import console
 from medseg.cli.check import KIND_HELP
 from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, joined_processes
-from medseg.cli.plan import show_plan
+from medseg.cli.plan import SMALL_HELP, show_plan
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def run(
     plan_file: Annotated[
         Path | None, typer.Option("--plan", help="Plan to follow, as medseg plan writes it, but for what --set says.")
     ] = None,
+    small: Annotated[bool, typer.Option("--small", help=SMALL_HELP)] = False,
     kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
     fold: Annotated[
         str | None,
@@ -85,6 +86,8 @@ def run(
     start = start_from_file(pretrained) if pretrained else start_from_run(init) if init else None
     if plan_file and resume:
         raise ConfigError("--plan and --resume: a training goes on by its own plan; leave out --plan")
+    if small and (plan_file or resume or init):
+        raise ConfigError("--small shapes a new plan; leave it out with --plan, --resume and --init, which have one")
     held_out = None if fold is None else parse_fold(fold)
     with joined_processes(device, threads) as (world, own_device):
         result = train_cohort(
@@ -93,6 +96,7 @@ def run(
             own_device,
             settings=chosen,
             plan_file=plan_file,
+            small=small,
             kinds=dict(parse_kind(text) for text in kind or []),
             fold=held_out,
             start=start,

@@ -8,6 +8,7 @@ from medseg.data.check import checked_cases
 from medseg.data.cohort import Cohort, common_labels
 from medseg.data.fingerprint import CaseFacts, Fingerprint, fingerprint, look_at, thin_outlines
 from medseg.data.planning import ORIENTATIONS, best_orientation, derive_plan
+from medseg.data.small_plan import small_plan
 from medseg.errors import ConfigError
 from medseg.labels import LabelTable
 from medseg.progress import Track, silent
@@ -40,7 +41,12 @@ class Decision(NamedTuple):
 
 
 def decide_plan(
-    cohort: Cohort, settings: Mapping[str, Any], file: Path | None = None, track: Track = silent
+    cohort: Cohort,
+    settings: Mapping[str, Any],
+    file: Path | None = None,
+    track: Track = silent,
+    *,
+    small: bool = False,
 ) -> Decision:
     """Read and check every case, and decide the plan: by rule, or as a file has it.
 
@@ -49,6 +55,7 @@ def decide_plan(
         settings: dotted plan fields that the user decides, e.g. ``{"model.backbone": "resnet34"}``.
         file: a plan to take as it is, but for the settings; None: derive one.
         track: progress over cases.
+        small: derive the `small_plan`.
 
     Raises:
         InputError, GeometryError: of the one broken case; CasesError: of several, each with its reason.
@@ -59,7 +66,7 @@ def decide_plan(
         facts = fingerprint_cohort(cohort, ORIENTATIONS[0] if chosen is None else str(chosen), track)
         if chosen is None and (better := best_orientation(facts)) != facts.orientation:
             facts = fingerprint_cohort(cohort, better, track)
-        return Decision(plan_with(facts, settings), facts)
+        return Decision(plan_with(facts, settings, small=small), facts)
     plan = load_plan(file).with_overrides(dict(settings))
     facts = fingerprint_cohort(cohort, plan.input.orientation, track)
     check_plan_fits(plan, facts, str(file))
@@ -71,7 +78,7 @@ def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = sile
     return decide_plan(cohort, settings, track=track).plan
 
 
-def plan_with(facts: Fingerprint, settings: Mapping[str, Any]) -> Plan:
+def plan_with(facts: Fingerprint, settings: Mapping[str, Any], *, small: bool = False) -> Plan:
     """Decide the plan of a cohort, the user's settings in it; what they do not say fits the pixel that they say.
 
     Raises:
@@ -81,6 +88,7 @@ def plan_with(facts: Fingerprint, settings: Mapping[str, Any]) -> Plan:
     sound = isinstance(spacing, (list, tuple)) and all(isinstance(s, (int, float)) and s > 0 for s in spacing)
     pixel = min(spacing) if spacing and sound else None  # with_overrides tells what is wrong with another
     plan = derive_plan(facts, pixel_mm=pixel)
+    plan = small_plan(plan) if small else plan
     windowed = {"input.intensity": "window"} if "input.windows" in settings else {}
     return plan.with_overrides({**windowed, **settings})
 

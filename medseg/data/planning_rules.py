@@ -34,6 +34,9 @@ PIXELS_PER_STEP = 4 * 256 * 256
 PIXELS_AT_ONCE = 8 * 512 * 512
 #: A class that covers less than this share of the slices that show it is looked at in crops of its own.
 FOCUS_BELOW, FOCUS_FRACTION = 0.01, 0.4
+#: Dice that a good model has. Pixels that are the object's with at least half of this probability belong to the mask of
+#: highest expected Dice (Lipton et al. 2014, arXiv 1402.1892, "Thresholding classifiers to maximize F1 score").
+DICE = 0.9
 #: How often every labelled crop is seen, and the fewest and most steps.
 PASSES, FEWEST_STEPS, MOST_STEPS = 20, 3000, 20000
 
@@ -251,4 +254,5 @@ def linking_plan(facts: Fingerprint, reasons: dict[str, str]) -> LinkingPlan:
     }
     if smallest:
         reasons["linking.min_volume_ml"] = "half of the smallest object of the label in the cohort; some may be cut off"
-    return LinkingPlan(gap_mm=gap, min_volume_ml=smallest)
+    reasons["linking.mask_threshold"] = f"expected Dice is highest at half of itself; {DICE:g} is hoped for"
+    return LinkingPlan(gap_mm=gap, min_volume_ml=smallest, mask_threshold=DICE / 2)

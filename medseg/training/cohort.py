@@ -45,6 +45,7 @@ def train_cohort(
     *,
     settings: Mapping[str, Any] | None = None,
     plan_file: Path | None = None,
+    small: bool = False,
     kinds: Mapping[str, Kind] | None = None,
     fold: Fold | Literal["auto", "all"] | None = None,
     start: Start | None = None,
@@ -68,6 +69,7 @@ def train_cohort(
         device: where to compute.
         settings: plan fields that override what the cohort suggests, or the plan file says.
         plan_file: a plan to take as it is otherwise; None: by rule.
+        small: whether the plan by rule is the small one (`medseg.data.small_plan`).
         kinds: label name -> kind, see `find_cohort`.
         fold: which cases are held out for validation (see `choose_fold`); None: those of the run that is resumed,
             else ``auto``.
@@ -97,7 +99,7 @@ def train_cohort(
             plan = load_plan(run / PLAN_FILE)
         else:
             chosen = choose_fold(fold or "auto", cohort.rows)
-            plan, facts = decide_plan(cohort, settings or {}, plan_file, track)
+            plan, facts = decide_plan(cohort, settings or {}, plan_file, track, small=small)
             plan = start.adapted(plan, settings or {}) if start else plan
         training, validation = _split(cohort.rows, chosen)
         if on_plan:
