@@ -44,6 +44,7 @@ SMALL = {
     "training.focus_size": [64, 64],
     "training.focus_fraction": 0.4,
     "training.batch_size": 5,
+    "training.precision": "float32",
 }
 
 
