@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 from medseg.cli import console
 from medseg.cli.compute import set_up
 from medseg.data.cohort import find_cohort
-from medseg.data.cohort_plan import ORIENTATION, fingerprint_cohort, plan_with
+from medseg.data.cohort_plan import facts_for, fingerprint_cohort, plan_with
 from medseg.data.fingerprint import Fingerprint
 from medseg.errors import ConfigError, MedsegError
 from medseg.io.atomic import write_csv, write_text
@@ -127,8 +127,7 @@ def main(words: list[str]) -> int:
         run = args.out / f"{re.sub(r'[^A-Za-z0-9.=+-]+', '_', setting)}_seed{seed}"
         settings = {**fixed, **chosen, "training.seed": seed}
         try:
-            seen = facts(settings.get("input.orientation", ORIENTATION))
-            done = finished(run, seen, settings, fold)
+            done = finished(run, facts_for(settings, facts), settings, fold)
             if not done and train(run, settings=settings, resume=(run / "run.json").is_file()).interrupted:
                 return 130
             results[setting][seed] = figures(run)

@@ -1,6 +1,6 @@
 """From a cohort to its fingerprint and plan, and whether a plan fits a cohort."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,15 +62,25 @@ def decide_plan(
         ConfigError: a setting that is unknown or out of range, a broken plan, or one of other labels or channels.
     """
     if file is None:
-        chosen = settings.get("input.orientation")
-        facts = fingerprint_cohort(cohort, ORIENTATIONS[0] if chosen is None else str(chosen), track)
-        if chosen is None and (better := best_orientation(facts)) != facts.orientation:
-            facts = fingerprint_cohort(cohort, better, track)
+        facts = facts_for(settings, lambda orientation: fingerprint_cohort(cohort, orientation, track))
         return Decision(plan_with(facts, settings, small=small), facts)
     plan = load_plan(file).with_overrides(dict(settings))
     facts = fingerprint_cohort(cohort, plan.input.orientation, track)
     check_plan_fits(plan, facts, str(file))
     return Decision(plan, facts)
+
+
+def facts_for(settings: Mapping[str, Any], look: Callable[[str], Fingerprint]) -> Fingerprint:
+    """Look at a cohort in the orientation of its plan: the one that the user decides, else the one that suits it.
+
+    Args:
+        settings: dotted plan fields that the user decides.
+        look: gives the fingerprint in an orientation; called twice where the first one does not suit the cohort.
+    """
+    chosen = settings.get("input.orientation")
+    facts = look(ORIENTATIONS[0] if chosen is None else str(chosen))
+    better = best_orientation(facts) if chosen is None else facts.orientation
+    return facts if better == facts.orientation else look(better)
 
 
 def plan_cohort(cohort: Cohort, settings: Mapping[str, Any], track: Track = silent) -> Plan:
