@@ -10,7 +10,7 @@ import typer
 from cli_runs import run_all
 from highdicom import VolumeGeometry
 
-from medseg.cli import check
+from medseg.cli import check, console
 from medseg.data.check import check_cohort, checked_cases
 from medseg.data.check_case import empty_slices, slice_axis
 from medseg.data.cohort import find_cohort
@@ -71,6 +71,28 @@ def test_a_sound_cohort(make: Callable[..., Path], capsys: pytest.CaptureFixture
     check.run(folder, tmp_path / "again.json", as_json=True)
     assert json.loads(capsys.readouterr().out) == data
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "out" / "check.json").read_bytes()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_table_fits_and_cuts_nothing(
+    width: int,
+    make: Callable[..., Path],
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make()
+    monkeypatch.setattr(console.out, "_width", width)
+    check.run(folder, tmp_path / "check.json")
+    shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(str(tmp_path))]
+    assert max(map(len, shown)) <= width and not any("…" in line for line in shown)
+    assert shown[0].strip() == "table, 4 cases"
+    # 60 columns are too few for a column per label: a line per label then
+    line = next(number for number, text in enumerate(shown) if text.startswith(" b "))
+    if width == 80:
+        assert "1, 79" in shown[line] and "2, 24" in shown[line]
+    else:
+        assert "organ: 1, 79" in shown[line] and "lesion: 2, 24" in shown[line + 1]
 
 
 def test_kinds_of_the_command_line(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ def test_nnunet_with_two_channels(tmp_path: Path, oblique_geometry: VolumeGeomet
         list(read_cases(find_cohort(tmp_path)))
 
 
+def test_an_image_that_is_listed_and_missing_is_named(tmp_path: Path) -> None:
+    listed = [{"image": "./imagesTr/gone.nii.gz", "label": "./labelsTr/x.nii.gz"}]
+    write_dataset(tmp_path, {"labels": {"a": 1}, "training": listed}, "imagesTr/other.nii.gz", "labelsTr/x.nii.gz")
+    (broken,) = find_cohort(tmp_path).broken
+    both = " or ".join(str(tmp_path / "imagesTr" / name) for name in ("gone.nii.gz", "x_0000.nii.gz"))
+    assert broken.reason.endswith(f"no image for this label; expected {both}")
+
+
 def test_kinds_name_their_labels(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"labels": {"a": 1}}, "imagesTr/x_0000.nii", "labelsTr/x.nii")
     with pytest.raises(ConfigError, match="--kind b: no such label in .*; it has a"):

@@ -10,13 +10,15 @@ import typer
 from medseg.cli import console
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from medseg.data.check import CohortReport
     from medseg.data.check_case import CaseFacts
     from medseg.data.layouts import Cohort
 
 NAME = "check"
 KIND_HELP = "What a label's voxels are as objects: single, components or ids; repeatable."
-#: Cohorts of up to this many labels get a column for each.
+#: Cohorts of up to this many labels get a column for each where that fits, else a line for each.
 LABEL_COLUMNS = 4
 
 
@@ -122,36 +124,59 @@ def _neutral(line: str, cohort: "Cohort", path: Path) -> str:
 
 
 def _print_table(cohort: "Cohort", report: "CohortReport", folders: dict[str, int]) -> None:
+    """Print a row per case that can be read, with a column per label where they are few and fit."""
+    names = [] if cohort.labels is None else list(cohort.labels.names)
+    table = _table(cohort, report, folders, names if len(names) <= LABEL_COLUMNS else [])
+    unlimited = console.out.options.update_width(10_000)
+    if console.out.measure(table, options=unlimited).maximum > console.out.width:
+        table = _table(cohort, report, folders, [])
+    console.out.print(table)
+    console.out.print(
+        f"{len(report.cases)} of {_count(cohort)} cases can be read; errors: {len(report.errors)}, "
+        f"warnings: {len(report.warnings)}"
+    )
+
+
+def _count(cohort: "Cohort") -> int:
+    return len(cohort.rows) + len(cohort.broken)
+
+
+def _table(cohort: "Cohort", report: "CohortReport", folders: dict[str, int], names: list[str]) -> "Table":
+    """Return the table with a column for each label named; without names, with one for all labels."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    names = [] if cohort.labels is None else list(cohort.labels.names)
-    each = 0 < len(names) <= LABEL_COLUMNS
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{cohort.layout}, {len(cohort.rows)} cases")
+    plural = "" if _count(cohort) == 1 else "s"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{cohort.layout}, {_count(cohort)} case{plural}")
     for column in ("case", "grid", "spacing mm", "axes"):
         table.add_column(column, no_wrap=True, overflow="fold")
-    for column in names if each else ["labels"]:
-        table.add_column(escape(column) + ("\nobjects, voxels" if each else ""), min_width=len("1, 123456"))
-    table.add_column("")
+    for column in names or ["objects, voxels"]:
+        table.add_column(escape(column) + ("\nobjects,\nvoxels" if names else ""), min_width=len("1, 123456"))
+    table.add_column("", no_wrap=True)
     for case in report.cases:
         labels = [f"{label.objects}, {label.voxels}" for label in case.labels]
-        objects = sum(label.objects for label in case.labels)
-        present = sum(label.objects > 0 for label in case.labels)
-        voxels = sum(label.voxels for label in case.labels)
+        if not names:
+            labels = [_all_labels(case)]
         wrong = [line for line in report.errors if line.startswith(f"case {case.name}: ")]
         odd = [line for line in report.warnings if line.startswith(f"case {case.name}: ")]
         table.add_row(
-            escape(case.name + (f" (folder {folders[case.name]})" if folders else "")),
+            escape(case.name + (f"\n(folder {folders[case.name]})" if folders else "")),
             "x".join(str(n) for n in case.shape),
-            "x".join(f"{s:.4g}" for s in case.spacing_mm),
+            "x".join(f"{s:.3g}" for s in case.spacing_mm),
             case.orientation,
-            *(labels if each else [f"{objects} objects of {present} labels, {voxels} voxels"]),
+            *labels,
             "error" if wrong else "warning" if odd else "",
         )
-    console.out.print(table)
-    count = len(cohort.rows) + len(cohort.broken)
-    console.out.print(
-        f"{len(report.cases)} of {count} cases can be read; errors: {len(report.errors)}, "
-        f"warnings: {len(report.warnings)}"
-    )
+    return table
+
+
+def _all_labels(case: "CaseFacts") -> str:
+    """Return what a case has of each label, a line for each; of many labels the sums."""
+    from rich.markup import escape
+
+    if len(case.labels) <= LABEL_COLUMNS:
+        return "\n".join(escape(f"{label.name}: {label.objects}, {label.voxels}") for label in case.labels)
+    objects = sum(label.objects for label in case.labels)
+    present = sum(label.objects > 0 for label in case.labels)
+    return f"{present} labels: {objects}, {sum(label.voxels for label in case.labels)}"

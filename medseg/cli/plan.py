@@ -71,7 +71,8 @@ def show_fingerprint(table: dict[str, Any]) -> None:
         markup=False,
     )
     shown = Table(title="objects", box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("class", "cases", "objects", "in a slice", "side in mm", "volume in ml", "touching", "overlapped"):
+    shown.add_column("class", no_wrap=True, overflow="fold")
+    for column in ("cases", "objects", "in a slice", "side in mm", "volume in ml", "touch-\ning", "over-\nlapped"):
         shown.add_column(column)
     for name, entry in table["classes"].items():
         shown.add_row(
@@ -103,8 +104,9 @@ def show_plan(plan: "Plan") -> None:
     from rich.table import Table
 
     table = Table(title="plan", box=box.SIMPLE_HEAD, show_edge=False)
-    for column in ("field", "value", "reason"):
-        table.add_column(column)
+    table.add_column("field", no_wrap=True)  # cut short, nobody could write it behind --set
+    for column in ("value", "reason"):
+        table.add_column(column, overflow="fold")
     data = plan.model_dump(mode="json")
     for field, reason in plan.reasons.items():
         section, _, key = field.partition(".")

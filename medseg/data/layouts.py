@@ -197,7 +197,8 @@ def _images(named: Sequence[Path], label: Path, folder: Path, channels: Sequence
         )
     whole = folder.absolute() / label.name
     if not whole.is_file():
-        raise InputError(f"{label}: no image for this label; expected {folder / f'{case}_0000{ending}'}")
+        choice = " or ".join(str(p) for p in (*named[:1], folder.absolute() / f"{case}_0000{ending}"))
+        raise InputError(f"{label}: no image for this label; expected {choice}")
     return (whole,)
 
 
