@@ -172,7 +172,7 @@ def _check_partner(
     if ours and theirs and ours != theirs and not ignore_frame_of_reference:
         raise GeometryError(
             f"{path}: frame of reference {ours}, that of the image is {theirs}; positions of different frames cannot "
-            "be compared (--ignore-frame-of-reference to insist)"
+            "be compared (medseg export --ignore-frame-of-reference insists)"
         )
     series = _series_uids(dataset)
     if context and context.series_uid and series and context.series_uid not in series:

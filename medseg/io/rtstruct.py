@@ -116,7 +116,7 @@ def _of_frame(rois: list[Roi], frame: str, path: Path, notes: list[str]) -> list
     if foreign and len(foreign) == len(drawn):
         raise GeometryError(
             f"{path}: frame of reference {foreign[0].frame_of_reference_uid}, that of the image is {frame}; positions "
-            "of different frames cannot be compared (--ignore-frame-of-reference to insist)"
+            "of different frames cannot be compared (medseg export --ignore-frame-of-reference insists)"
         )
     for roi in foreign:
         notes.append(
