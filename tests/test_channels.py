@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from medseg.data.grid import to_network_grid
 from medseg.errors import ConfigError, GeometryError, InputError
 from medseg.inference.predictor import Predictor
 from medseg.inference.run import load_run
+from medseg.inference.study import StudyPredictor, study_name
 from medseg.io import read_instances, write_instances, write_volume
 from medseg.io.atomic import write_json
 from medseg.training.cohort import train_cohort
@@ -80,6 +82,26 @@ def test_how_the_images_are_stored_changes_nothing(run: Path) -> None:
     swapped = predictor.detect(to_network_grid((second, first), predictor.plan.input))
     kept = predictor.detect(to_network_grid((first, second), predictor.plan.input))
     assert any(a.scores.tolist() != b.scores.tolist() for a, b in zip(swapped, kept, strict=True))
+
+
+def test_the_volumes_of_one_file_are_the_images(run: Path, tmp_path: Path) -> None:
+    """As the Decathlon stores them; one file of as many volumes as the plan has channels gives what the files give."""
+    (first, second), _ = two_images(7)
+    write_volume(tmp_path / "one.nii.gz", first)
+    header = nib.load(tmp_path / "one.nii.gz")
+    for name, images in (("both", (first, second)), ("three", (first, second, first))):
+        stacked = np.stack([image.array.transpose(2, 1, 0) for image in images], axis=3)
+        nib.save(nib.Nifti1Image(stacked, header.affine, header.header), tmp_path / f"{name}.nii.gz")
+    study = [tmp_path / "both.nii.gz"]
+    assert study_name(study[0]) == "both"
+    found, saved = StudyPredictor(run, CPU).run(study, tmp_path / "out", "both")
+    expected = Predictor(*load_run(run, CPU), CPU).predict((first, second))
+    assert len(found.instances) and found.warnings == expected.warnings
+    for ours, theirs in zip(found.instances, expected.instances, strict=True):
+        np.testing.assert_array_equal(ours.mask, theirs.mask)
+    assert all(file.exists() for file in saved.files)
+    with pytest.raises(InputError, match="3 images of a study given, expected 2: give T1, T2"):
+        StudyPredictor(run, CPU).run([tmp_path / "three.nii.gz"], tmp_path / "out", "three")
 
 
 def test_channels_are_images_then_planes() -> None:

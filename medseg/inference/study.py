@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from highdicom import VolumeGeometry
+from highdicom import Volume, VolumeGeometry
 
 from medseg.data.grid import check_channels, stack_channels
 from medseg.errors import MedsegError
@@ -20,7 +20,9 @@ from medseg.io.cohort_table import stem_of
 from medseg.io.dicom_context import DicomContext
 from medseg.io.export import read_image_context
 from medseg.io.identity import read_patient_id
+from medseg.io.nifti import NIFTI_SUFFIXES
 from medseg.io.series import series_name
+from medseg.io.volumes import count_channels, read_channels
 from medseg.progress import Note, Track, silent, unheard
 from medseg.values.geometry import describe_grid
 from medseg.values.placement import lattice_map
@@ -31,11 +33,17 @@ def study_name(path: Path, series: str | None = None) -> str:
 
     DICOM folders are often named after the patient, so their names are not used.
     """
+    if _is_nifti(path):  # one of several volumes is no series that could be listed
+        return stem_of(path)
     images = [info for info in list_series(path) if info.is_image and series in (None, info.uid)]
     if images and images[0].uid:
         return series_name(images[0].uid)
     # A DICOM folder whose files lack the UID is named by their contents.
     return hash_files(study_files(path, series))[:10] if path.is_dir() else stem_of(path)
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES)
 
 
 def study_files(path: Path, series: str | None = None) -> list[Path]:
@@ -47,6 +55,8 @@ def study_files(path: Path, series: str | None = None) -> list[Path]:
 
 def series_context(study: Path, series: str | None, grid: VolumeGeometry) -> tuple[DicomContext | None, str]:
     """Return what a DICOM SEG of the study needs, or None and why there is none (nothing where it is no DICOM)."""
+    if _is_nifti(study):
+        return None, ""
     try:
         context = read_image_context(study, series)
     except MedsegError:  # the study was read, so its slices are no even stack, and what was read is not on them
@@ -87,7 +97,8 @@ class StudyPredictor:
         """Read a study, find its objects, and write them to ``out / name``, on the grid of its first image.
 
         Args:
-            study: its images, one per channel of the plan and in its order, all on one grid.
+            study: its images, one per channel of the plan and in its order, all on one grid; or one 4-D NIfTI file,
+                each volume of it a channel.
             out: folder of the results.
             name: of the case.
             series, resample_uneven, resample_tilt, nifti_form: see `read_volume`; for every image.
@@ -99,23 +110,29 @@ class StudyPredictor:
             InputError: another number of images than the plan's, or one that cannot be read.
             GeometryError: images on different grids.
         """
-        check_channels(len(study), self.plan.input)
+        several = len(study) == 1 and len(self.plan.input.channel_names) > 1 and _is_nifti(study[0])
+        check_channels(count_channels(study[0]) if several else len(study), self.plan.input)
         patient = {"patient_id": read_patient_id(study[0], series)} if keep_identity else {}
         start = time.perf_counter()
-        volumes = [
-            read_volume(
-                image,
-                series=series,
-                resample_uneven=resample_uneven,
-                resample_tilt=resample_tilt,
-                nifti_form=nifti_form,
-                track=track,
-                note=note,
-            )
-            for image in study
-        ]
+        volumes: Sequence[Volume]
+        if several:
+            volumes, names = read_channels(study[0], nifti_form=nifti_form, note=note), self.plan.input.channel_names
+        else:
+            names = tuple(str(image) for image in study)
+            volumes = [
+                read_volume(
+                    image,
+                    series=series,
+                    resample_uneven=resample_uneven,
+                    resample_tilt=resample_tilt,
+                    nifti_form=nifti_form,
+                    track=track,
+                    note=note,
+                )
+                for image in study
+            ]
         volume = volumes[0]
-        stacked = stack_channels(volumes, [str(image) for image in study])
+        stacked = stack_channels(volumes, names)
         seconds = {"read": time.perf_counter() - start}
         prediction = self.predictor.predict(stacked, track)
         prediction.seconds.update(seconds)

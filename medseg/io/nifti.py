@@ -80,20 +80,21 @@ def count_nifti_channels(path: Path) -> int:
         return _parse_header(stream, path, None, several=True).channels
 
 
-def read_nifti_channels(path: Path) -> Iterator[Volume]:
+def read_nifti_channels(path: Path, form: str | None = None) -> Iterator[Volume]:
     """Yield the volumes along the fourth axis one after the other, as stored (see `read_nifti_labels`)."""
     with _open(path) as stream:
-        header = _parse_header(stream, path, None, several=True)
+        header = _parse_header(stream, path, form, several=True)
         _seek_voxels(stream, header, path)
         for _ in range(header.channels):
             yield make_volume(_scaled(_read_next(stream, header, path), header), header.grid.affine, str(path))
         _check_rest(stream, header, path)
 
 
-def read_nifti_images(path: Path) -> tuple[Volume, ...]:
+def read_nifti_images(path: Path, form: str | None = None) -> tuple[Volume, ...]:
     """Read every volume along the fourth axis as an image (see `read_nifti`); one where the file has three axes."""
     return tuple(
-        make_volume(to_image(volume.array, str(path)), volume.affine, str(path)) for volume in read_nifti_channels(path)
+        make_volume(to_image(volume.array, str(path)), volume.affine, str(path))
+        for volume in read_nifti_channels(path, form)
     )
 
 

@@ -15,6 +15,7 @@ from medseg.io.itk_writer import write_itk
 from medseg.io.nifti import (
     NIFTI_SUFFIXES,
     check_nifti_size,
+    count_nifti_channels,
     read_nifti,
     read_nifti_grid,
     read_nifti_images,
@@ -85,12 +86,15 @@ def read_volume(
     return read_dicom(source, series, track, resample_uneven=resample_uneven, resample_tilt=resample_tilt, note=note)
 
 
-def read_channels(path: Path | str, *, series: str | None = None, note: Note = unheard) -> tuple[Volume, ...]:
+def read_channels(
+    path: Path | str, *, series: str | None = None, nifti_form: str | None = None, note: Note = unheard
+) -> tuple[Volume, ...]:
     """Read an image that may hold several channels: each volume of a 4-D NIfTI file is one, as in the Decathlon.
 
     Args:
         path: see `read_volume`; files of other formats hold one channel.
         series: SeriesInstanceUID, needed where a DICOM folder holds several image series.
+        nifti_form: see `read_volume`.
         note: told what was set aside.
 
     Returns:
@@ -101,8 +105,14 @@ def read_channels(path: Path | str, *, series: str | None = None, note: Note = u
     """
     paths = _existing(path)
     if _kind(paths) == "nifti":
-        return read_nifti_images(paths[0])
-    return (read_volume(path, series=series, note=note),)
+        return read_nifti_images(paths[0], nifti_form)
+    return (read_volume(path, series=series, nifti_form=nifti_form, note=note),)
+
+
+def count_channels(path: Path | str) -> int:
+    """Return how many channels `read_channels` finds in an image: those of a 4-D NIfTI file, else one."""
+    paths = _existing(path)
+    return count_nifti_channels(paths[0]) if _kind(paths) == "nifti" else 1
 
 
 def list_series(path: Path | str | Sequence[Path | str], *, track: Track = silent) -> list[SeriesInfo]:
