@@ -182,7 +182,10 @@ def choose_series(scan: Scan, source: str | Path, series: str | None) -> list[Di
             raise InputError(f"{source}: no image series {series}; it holds {listing}")
         return chosen[0]
     if len(groups) > 1:
-        raise InputError(f"{source}: {len(groups)} image series, expected one; choose with --series UID: {listing}")
+        raise InputError(
+            f"{source}: {len(groups)} image series, expected one; give each a folder of its own, or choose with "
+            f"--series UID where there is that option: {listing}"
+        )
     return next(iter(groups.values()))
 
 
