@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, without pickle, damage noticed and told by name; tables that are cut back."""
 
+import csv
 import json
 import struct
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from network_fixtures import tiny_plan
 
-from medseg.errors import ModelError
+from medseg.errors import InputError, ModelError
 from medseg.training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint, save_checkpoint
 from medseg.training.rows import Rows
 from medseg.training.state import TrainingState
@@ -112,6 +113,23 @@ def test_a_new_or_empty_table_has_its_columns(tmp_path: Path, text: str | None) 
         path.write_text(text)
     Rows(path, ["step", "loss"], 0).close()
     assert path.read_text() == "step,loss\n"
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "metrics.csv", ["step", "loss"], 0)
+    rows.file = open("/dev/full", "w")  # noqa: SIM115
+    rows.csv = csv.writer(rows.file)
+    with pytest.raises(InputError, match=r"metrics.csv: cannot be written \(No space left on device\); make room, and"):
+        rows.write([1, 2.5])
+    rows.close()
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".tmp-0123abcd-step_00000002.safetensors").write_bytes(b"half")
+    save_checkpoint(tmp_path, 3, {"a": torch.ones(2)}, {})
+    assert [p.name for p in folder.iterdir()] == ["step_00000003.safetensors"]
 
 
 def test_a_torn_row_within_the_steps_is_left_out(tmp_path: Path) -> None:

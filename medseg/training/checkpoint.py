@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
-from medseg.io.atomic import atomic_path, write_text
+from medseg.io.atomic import atomic_path, is_leftover, write_text
 from medseg.progress import Note, unheard
 from medseg.values.plan import Plan
 
@@ -58,7 +58,8 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], header:
     held = _on_cpu(tensors)
     data = {**header, "version": VERSION, "step": step, "sha256": _digest(held)}
     path = _write(run / FOLDER / f"step_{step:08d}.safetensors", held, {"medseg": json.dumps(data)})
-    for old in find_checkpoints(run)[KEPT:]:
+    left = [file for file in path.parent.iterdir() if is_leftover(Path(file.name))]  # by a run that was killed
+    for old in (*find_checkpoints(run)[KEPT:], *left):
         old.unlink()
     return path
 

@@ -29,7 +29,7 @@ class Outputs:
         if not world.first:
             return
         self.rows = Rows(run / METRICS_FILE, ["step", "learning_rate", "loss", *LOSSES], state.step)
-        if state.best_step and state.best_step == state.step:  # killed between the checkpoint and these
+        if state.step and state.best_step in (0, state.step):  # killed between the checkpoint and these
             save_weights(run, state.average.values)
 
     def __enter__(self) -> "Outputs":

@@ -2,9 +2,11 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from medseg.errors import InputError
 from medseg.io.atomic import write_text
 
 
@@ -14,21 +16,33 @@ class Rows:
     def __init__(self, path: Path, columns: Sequence[str], step: int):
         """Open a table and cut it back to the rows up to ``step``; a new one gets its columns."""
         write_text(path, "".join([",".join(columns) + "\n", *_rows_until(path, step)]))
+        self.path = path
         self.file = path.open("a", encoding="utf-8", newline="")
         self.csv = csv.writer(self.file, lineterminator="\n")
 
     def write(self, values: Sequence[float | int]) -> None:
-        """Add a row; floats have six digits."""
-        self.csv.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
-        self.file.flush()
+        """Add a row; floats have six digits. InputError where the disk is full."""
+        with self._full_disk_told():
+            self.csv.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
+            self.file.flush()
 
     def sync(self) -> None:
         """Wait until all rows would survive a power cut, as the checkpoint does that is written next."""
-        os.fsync(self.file.fileno())
+        with self._full_disk_told():
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        with suppress(OSError):  # only of a row that could not be written, which was told
+            self.file.close()
+
+    @contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"{self.path}: cannot be written ({reason}); make room, and go on with --resume") from None
 
 
 def _rows_until(path: Path, step: int) -> list[str]:
