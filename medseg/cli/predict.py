@@ -24,7 +24,7 @@ def run(
             "--input",
             "-i",
             help="DICOM folder or file, zip, NIfTI, NRRD, MHA; or a cohort.csv. A model of several channels (MR "
-            "sequences) takes one -i for each, in the order of input.channel_names in its plan.yaml.",
+            "sequences) takes one -i for each, in the order of input.channel_names in its plan.yaml, or one 4-D NIfTI.",
         ),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a training run (medseg train -o).")],
