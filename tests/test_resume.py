@@ -21,7 +21,7 @@ import medseg.training.outputs as outputs
 import medseg.training.prepared as prepared
 from medseg.data.cache import CachedCase, load_case, prepare_case
 from medseg.data.cohort import find_cohort
-from medseg.errors import ConfigError, InputError
+from medseg.errors import ConfigError, InputError, ModelError
 from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
 from medseg.training.checkpoint import find_checkpoints
@@ -165,6 +165,26 @@ def test_stopped_and_gone_on_with(
     assert_same_run(tmp_path / "whole", run)
 
 
+def test_killed_between_a_checkpoint_and_its_weights(
+    cases: list[CachedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is there, model.safetensors is of the one before: --resume has no step left to make."""
+    plan = tiny_plan({**SMALL, "training.steps": 3, "training.checkpoint_every": 2})
+    train(cases, plan, tmp_path / "whole", CPU)
+    save, run = outputs.save_weights, tmp_path / "killed"
+
+    def killed(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+        if find_checkpoints(run)[0].name == "step_00000003.safetensors":
+            raise ZeroDivisionError
+        return save(folder, weights)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(outputs, "save_weights", killed)
+        train(cases, plan, run, CPU)
+    assert train(cases, plan, run, CPU, resume=True).steps == 3
+    assert_same_run(tmp_path / "whole", run)
+
+
 def test_a_damaged_checkpoint_costs_steps_and_no_more(cases: list[CachedCase], tmp_path: Path) -> None:
     plan = tiny_plan({**SMALL, "training.steps": 5, "training.checkpoint_every": 2})
     train(cases, plan, tmp_path / "whole", CPU)
@@ -177,6 +197,28 @@ def test_a_damaged_checkpoint_costs_steps_and_no_more(cases: list[CachedCase], t
     train(cases, plan, run, CPU, resume=True, note=notes.append)
     assert len(notes) == 1 and notes[0].startswith(f"{last}: damaged") and before.name == "step_00000002.safetensors"
     assert_same_run(tmp_path / "whole", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            "step 1: the memory of the device is not enough; start a",
+        ),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "step 1: the system ended a process"),
+    ],
+)
+def test_short_memory_is_told_in_one_line(
+    cases: list[CachedCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, message: str
+) -> None:
+    monkeypatch.setattr("medseg.training.step.Stepper.gradients", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(ModelError, match=message):
+        train(cases, tiny_plan({**SMALL, "training.steps": 1}), tmp_path, CPU)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a fault of medseg"):
+        fault = RuntimeError("a fault of medseg")
+        patch.setattr("medseg.training.step.Stepper.gradients", lambda *_: (_ for _ in ()).throw(fault))
+        train(cases, tiny_plan({**SMALL, "training.steps": 1}), tmp_path, CPU)
 
 
 def test_a_step_that_was_half_made_is_not_saved(
@@ -229,6 +271,27 @@ def test_what_differs_from_the_run_is_refused_by_name(cohort: Path, stopped: Pat
     one.write_text(f"image,label,patient\n{cohort}/img_0.nii.gz,{cohort}/lab_0.seg.nrrd,p0\n")
     with pytest.raises(ConfigError, match="was begun with other cases"):
         train_cohort(one, stopped, CPU, resume=True)
+    lost = tmp_path / "lost.csv"
+    lost.write_text(
+        f"image,label,patient\n{cohort}/img_0.nii.gz,{cohort}/lab_0.seg.nrrd,p0\nnone.nii.gz,none.nrrd,p1\n"
+    )
+    with pytest.raises(InputError, match=r"case none: .*none\.nii\.gz: no such file"):
+        train_cohort(lost, stopped, CPU, resume=True)
+    others = Path(shutil.copytree(cohort, tmp_path / "others"))
+    (others / "labels.json").write_text((cohort / "labels.json").read_text().replace('"lesion"', '"cyst"'))
+    with pytest.raises(ConfigError, match=r"begun with the labels .*'lesion'.*, the cohort has .*'cyst'"):
+        train_cohort(others, stopped, CPU, resume=True)
+    changed = Path(shutil.copytree(stopped, tmp_path / "changed"))
+    (changed / "plan.yaml").write_text((changed / "plan.yaml").read_text().replace("steps: 3", "steps: 9"))
+    with pytest.raises(ConfigError, match=r"plan\.yaml: was changed since the training began"):
+        train_cohort(cohort, changed, CPU, resume=True)
+    record = json.loads((stopped / "run.json").read_text()) | {"start": {"from": "--pretrained x.pth"}}
+    begun = Path(shutil.copytree(stopped, tmp_path / "begun"))
+    write_json(begun / "run.json", record)
+    for file in find_checkpoints(begun):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="has no whole checkpoint with the weights it began with"):
+        train_cohort(cohort, begun, CPU, resume=True)
     with pytest.raises(ConfigError, match="not an empty folder; .* goes on with --resume"):
         train_cohort(cohort, stopped, CPU)
     with pytest.raises(ConfigError, match=r"no training to go on with \(no plan.yaml there\); leave out --resume"):

@@ -10,19 +10,20 @@ from typing import Any, Literal
 
 import torch
 
-from medseg.data.cohort import Cohort, find_cohort, with_kinds
+from medseg.data.cohort import Cohort, broken_error, find_cohort, with_kinds
 from medseg.data.cohort_plan import decide_plan
 from medseg.data.fingerprint_table import describe
 from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.inference.provenance import environment
 from medseg.inference.run import PLAN_FILE
-from medseg.io.atomic import check_folder, write_json
+from medseg.io.atomic import check_apart, check_folder, write_json
 from medseg.io.cohort_table import CohortRow
+from medseg.io.patient_folders import LAYOUT
 from medseg.labels import Kind
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.models.transfer import Transfer
 from medseg.progress import Note, Track, silent, unheard
-from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, save_plan
+from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, load_checkpoint, save_plan
 from medseg.training.distributed import ALONE, World, first_does
 from medseg.training.final_validation import validate_run
 from medseg.training.folds import AUTO_FOLDS, Fold, choose_fold, patients_of, split_folds
@@ -97,6 +98,7 @@ def train_cohort(
         if resume:
             chosen = _check_same(run, cohort, settings or {}, fold)
             plan = load_plan(run / PLAN_FILE)
+            _write_record(run, _read_record(run) | {"status": "running"})
         else:
             chosen = choose_fold(fold or "auto", cohort.rows)
             plan, facts = decide_plan(cohort, settings or {}, plan_file, track, small=small)
@@ -135,10 +137,8 @@ def train_cohort(
             tensorboard=tensorboard, show=show,
         )  # fmt: skip
     except MedsegError:
-        if (
-            not resume and world.size == 1 and not find_checkpoints(run)
-        ):  # nothing came of it: the folder can be used again
-            shutil.rmtree(run, ignore_errors=True)
+        if not resume and world.size == 1 and not find_checkpoints(run):
+            shutil.rmtree(run, ignore_errors=True)  # nothing came of it: the folder can be used again
         raise
 
     def finish() -> TrainingResult:
@@ -163,12 +163,14 @@ def _find(
         raise ConfigError(f"{start.option}: a run that goes on has its weights; leave it out, or start a new run")
     if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
         begun = (run / PLAN_FILE).is_file() and (run / RECORD_FILE).is_file()
-        hint = "; a training that was stopped goes on with --resume" if begun else ""
-        raise ConfigError(f"{run}: exists and is not an empty folder; name a new one, or delete it{hint}")
+        hint = ", or delete it; a training that was stopped goes on with --resume" if begun else ""
+        raise ConfigError(f"{run}: exists and is not an empty folder; name a new one{hint}")
     check_folder(run)
     if resume and kinds:
         raise ConfigError("--kind and --resume: a training goes on with the kinds of its own plan; leave out --kind")
     cohort = find_cohort(path, kinds)
+    if cohort.layout == LAYOUT and not resume:
+        check_apart(run, path)  # what is predicted in it at the end would be taken for another patient
     if resume:
         own = {label.name: label.kind for label in load_plan(run / PLAN_FILE).labels}
         known = cohort.labels.names if cohort.labels else ()
@@ -188,21 +190,35 @@ def _check_same(
     record = _read_record(run)
     if record["status"] == "finished":
         raise ConfigError(f"{run}: this training is finished ({record['steps']} steps); name a new folder for another")
-    if record["start"] and not find_checkpoints(run):
-        raise ConfigError(f"{run}: was stopped before it had taken its weights; start a new run with them")
+    if record["start"] and load_checkpoint(run) is None:  # without, it would begin with weights drawn at random
+        raise ConfigError(f"{run}: has no whole checkpoint with the weights it began with; start a new run with them")
     plan = load_plan(run / PLAN_FILE)
+    if record["plan_sha256"] != hashlib.sha256((run / PLAN_FILE).read_bytes()).hexdigest():
+        raise ConfigError(
+            f"{run / PLAN_FILE}: was changed since the training began, which goes on by the plan that it began with; "
+            "undo that, or start a new run with --plan"
+        )
     for key, value in settings.items():
         if plan.with_overrides({key: value}).model_dump(exclude={"reasons"}) != plan.model_dump(exclude={"reasons"}):
             raise ConfigError(
                 f"setting {key}={value} is not that of {run / PLAN_FILE}, by which the run goes on; leave it out, or "
                 "start a new run"
             )
+    if cohort.broken:
+        broken = [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
+        raise broken_error(broken, len(cohort.rows) + len(broken))
     if record["cohort"] != _hash_names(cohort):
         raise ConfigError(
             f"{run}: was begun with other cases ({sum(record['cases'].values())} then, {len(cohort.rows)} now, or of "
             "other names); give the same cohort, or start a new run"
         )
     begun = None if record["fold"] == "all" else Fold(**record["fold"])
+    names = {label.id: label.name for label in plan.labels}
+    now = {label.id: label.name for label in cohort.labels or plan.labels}
+    if now != names:
+        raise ConfigError(
+            f"{run}: was begun with the labels {names}, the cohort has {now}; undo that, or start a new run"
+        )
     if fold is not None and choose_fold(fold, cohort.rows) != begun:
         raise ConfigError(f"--fold {fold}: the run was begun with {begun or 'all'}; leave it out, or start a new run")
     return begun
@@ -240,7 +256,7 @@ def _write_record(run: Path, record: Mapping[str, Any]) -> None:
 def _read_record(run: Path) -> dict[str, Any]:
     try:
         found = json.loads((run / RECORD_FILE).read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("status", "cohort", "cases", "fold", "start")} | found
+        return {key: found[key] for key in ("status", "cohort", "cases", "fold", "start", "plan_sha256")} | found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{run / RECORD_FILE}: not the record of a training ({error}); start a new run in another folder"

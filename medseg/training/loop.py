@@ -88,8 +88,8 @@ def train(
         How it ended. KeyboardInterrupt (Ctrl-C, SIGTERM) leaves a model and a checkpoint and ends the run early.
 
     Raises:
-        ModelError: losses or gradients are no longer finite (the last checkpoint stays), a checkpoint of another
-            plan, or another process was lost.
+        ModelError: losses or gradients are no longer finite (the last checkpoint stays), memory is short, a checkpoint
+            of another plan, or another process was lost.
         ConfigError: more processes than samples in a batch.
     """
     settings = plan.training
@@ -142,6 +142,8 @@ def train(
                     break
         except KeyboardInterrupt:
             interrupted = True
+        except RuntimeError as error:
+            raise _short_of_memory(error, state.step + 1) or error from None
         finally:
             stepper.close()
         outputs.finish()
@@ -174,6 +176,21 @@ def _loader(
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+
+
+def _short_of_memory(error: RuntimeError, step: int) -> ModelError | None:
+    """Return what to tell where the device's memory, or that of the loader's workers, was not enough; else None."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return ModelError(
+            f"step {step}: the memory of the device is not enough; start a new run with more training.accumulate, or a "
+            "smaller training.batch_size or training.crop_size (--set)"
+        )
+    if "DataLoader worker" in str(error) and "killed" in str(error):
+        return ModelError(
+            f"step {step}: the system ended a process that prepares samples, as it does where memory (or /dev/shm) is "
+            "short; make room and go on with --resume, or start a new run with fewer training.workers"
+        )
+    return None
 
 
 def _standing(state: TrainingState, loss: float) -> str:
