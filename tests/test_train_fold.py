@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 
 from medseg.cli import main
 from medseg.data.cache import load_case, prepare_case
-from medseg.data.cohort import find_cohort
+from medseg.data.cohort import Cohort, find_cohort
+from medseg.errors import InputError
 from medseg.io import read_instances, write_instances, write_volume
 from medseg.io.atomic import write_json
+from medseg.io.patient_folders import LAYOUT
 from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.training.checkpoint import save_plan, save_weights
+from medseg.training.cohort import train_cohort
 from medseg.training.final_validation import validate_run
 from medseg.training.folds import split_folds
 from medseg.training.validation import Validator, best_of
@@ -130,7 +133,7 @@ def test_the_final_validation_is_what_predict_and_evaluate_give(trained: tuple[P
         assert (tmp_path / "scores" / name).read_bytes() == (folder / name).read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
     figures = json.loads((run / "run.json").read_text())["validation"]
-    assert figures["cases"] == summary["n_cases"] == 1 and figures["failures"] == {}
+    assert figures["cases"] == summary["n_cases"] == 1 and figures["failures"] == []
     assert figures["mean_dice"] == summary["mean_dice"]["mean"]
     assert set(figures["classes"]) == {"organ", "lesion"}
     heading = next(line for line in table.splitlines() if "objects matched at" in line)
@@ -152,6 +155,15 @@ def test_more_folds_than_patients_are_refused_at_once(cohort: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_among_folders_of_patients_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DICOM SEGs predicted at its end would make it another patient."""
+    found = Cohort(rows=(), channels=("CT",), labels=None, layout=LAYOUT)
+    monkeypatch.setattr("medseg.training.cohort.find_cohort", lambda *_: found)
+    with pytest.raises(InputError, match="lies in the input folder .*; move it out"):
+        train_cohort(tmp_path, tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_failing_case_does_not_stop_the_final_validation(cohort: Path, tmp_path: Path) -> None:
     """Of three held-out cases one has lost its image; the others are predicted and evaluated, on their own grids."""
     broken = tmp_path / "cohort"
@@ -168,7 +180,7 @@ def test_one_failing_case_does_not_stop_the_final_validation(cohort: Path, tmp_p
     assert "\n" not in result.failures["case_1"]
     folder = tmp_path / "run" / "validation"
     assert {path.name for path in (folder / "predictions").iterdir()} == {"case_2", "case_3"}
-    assert result.figures()["cases"] == 2 and result.figures()["failures"] == result.failures
+    assert result.figures()["cases"] == 2 and result.figures()["failures"] == ["case_1"]
     assert all(path.exists() for path in result.files)
     turned = read_instances(folder / "predictions" / "case_2" / "case_2_instances.nii.gz")
     assert sorted(turned.geometry.spatial_shape) == [14, 60, 68]
@@ -178,7 +190,7 @@ def test_one_failing_case_does_not_stop_the_final_validation(cohort: Path, tmp_p
     (broken / "case_2.nii.gz").unlink()
     nothing = validate_run(tmp_path / "run", rows[:2], found.labels, CPU)
     assert nothing.evaluation is None and set(nothing.failures) == {"case_1", "case_2"}
-    assert nothing.figures() == {"cases": 0, "failures": nothing.failures}
+    assert nothing.figures() == {"cases": 0, "failures": ["case_1", "case_2"]}
     assert not folder.exists()  # nothing of the run before is left to be taken for its result
 
 

@@ -1,5 +1,6 @@
 """`medseg train`: from a labelled cohort to a model."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,7 +131,8 @@ def _tell(result: "TrainingResult", out: Path) -> None:
             f"stopped after {result.steps} steps; the model so far is saved, and --resume goes on from where it stopped"
         )
     else:
-        console.out.print(f"trained {result.steps} steps, last loss {result.loss:.3f}")
+        last = "" if math.isnan(result.loss) else f", last loss {result.loss:.3f}"  # stopped in the final validation
+        console.out.print(f"trained {result.steps} steps{last}")
     if result.best_step:
         console.out.print(
             f"best validation: {result.best_score:.3f} at step {result.best_step}, whose weights are kept"

@@ -86,7 +86,8 @@ class SliceDataset(Dataset[Sample]):
         missing = [plan.labels[label].name for label, found in self.by_label.items() if not found]
         if missing:
             raise InputError(
-                f"labels {missing} occur in no training case; take them out of the label table or add cases with them"
+                f"labels {missing} occur in no training case, or only in objects smaller than a pixel; add cases with "
+                "them, hold out others (--fold), or take them out of the label table"
             )
 
         counts = np.array([len(self.by_label[label]) for label in plan.labels.ids], np.float64)

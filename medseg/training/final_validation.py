@@ -43,13 +43,16 @@ class FinalValidation:
     files: tuple[Path, ...]
 
     def figures(self) -> dict[str, Any]:
-        """Return what run.json tells of it: the means, and Dice and F1 by class (NaN where undefined)."""
+        """Return what run.json tells of it: the means, and Dice and F1 by class (NaN where undefined).
+
+        Of failures only the cases: the reasons name files, whose folders may be called after patients.
+        """
         if self.evaluation is None:
-            return {"cases": 0, "failures": dict(self.failures)}
+            return {"cases": 0, "failures": [*self.failures]}
         summary = self.evaluation.summary
         return {
             "cases": summary["n_cases"],
-            "failures": dict(self.failures),
+            "failures": [*self.failures],
             "iou_threshold": summary["iou_threshold"],
             "mean_dice": summary["mean_dice"]["mean"],
             "classes": {
