@@ -45,8 +45,15 @@ def _register() -> None:
         tune_linking,
     )
 
-    for verb in (demo, info, convert, export, check, plan, train, tune_linking, predict, evaluate, measure, phantom):
-        app.command(verb.NAME)(verb.run)
+    panels = {
+        "Try it": (demo, phantom),
+        "From labelled cases to a model": (check, plan, train, tune_linking),
+        "Use a model, and judge it": (predict, evaluate, measure),
+        "Images and masks": (info, convert, export),
+    }
+    for panel, verbs in panels.items():
+        for verb in verbs:
+            app.command(verb.NAME, rich_help_panel=panel)(verb.run)
 
 
 def main() -> None:
