@@ -199,9 +199,11 @@ def test_names_have_to_meet(tmp_path: Path, grid: VolumeGeometry) -> None:
 @pytest.mark.parametrize("side", [0, 1])
 def test_missing_and_empty_folders(cohort: tuple[Path, Path], tmp_path: Path, side: int) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nnunet" / "labelsTr").mkdir(parents=True)
     for path, message in (
         (tmp_path / "nowhere", "no such file or folder"),
-        (tmp_path / "empty", "no label files found"),
+        (tmp_path / "empty", "no label files found; expected"),
+        (tmp_path / "nnunet", "no label files found in it, but in .*labelsTr; .*--labels"),
     ):
         paths = list(cohort)
         paths[side] = path

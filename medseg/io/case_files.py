@@ -50,6 +50,12 @@ def label_files(path: Path) -> dict[str, Path]:
             if case not in found or rank < found[case][0]:
                 found[case] = (rank, candidate)
     if not found:
+        for inner in (path / "raw_splitted" / "labelsTr", path / "labelsTr"):
+            if inner.is_dir():  # a cohort with dataset.json, whose label files name no labels
+                raise InputError(
+                    f"{path}: no label files found in it, but in {inner}; name that folder, and give --labels a JSON "
+                    'with the names of its labels, such as [{"id": 1, "name": "liver"}]'
+                )
         raise InputError(
             f"{path}: no label files found; expected {TABLE_NAME}, <case>/<case>.seg.nrrd, "
             f"<case>/<case>_instances.nii.gz or label files such as <case>.nii.gz"
