@@ -189,7 +189,7 @@ def test_a_cohort_becomes_a_run(folder: Path, tmp_path: Path) -> None:
     result = train_cohort(folder, tmp_path / "run", CPU, settings=SETTINGS, on_plan=plans.append)
     assert result.steps == 3 and len(plans) == 1
     names = sorted(p.name for p in (tmp_path / "run").iterdir())  # the prepared cases are gone
-    assert names == [*FILES, "run.json"]
+    assert names == sorted([*FILES, "fingerprint.json", "run.json"])
     loaded, _ = load_run(tmp_path / "run", CPU)
     assert loaded == plans[0] and loaded.labels == LABELS and loaded.model.fpn_channels == 16
     with pytest.raises(ConfigError, match="run: exists and is not an empty folder; name a new one"):
@@ -213,7 +213,7 @@ def test_an_interrupted_cohort_says_so(folder: Path, tmp_path: Path) -> None:
 
     result = train_cohort(folder, tmp_path / "run", CPU, settings=SETTINGS, track=interrupting(1))
     assert result.interrupted
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["interrupted"] is True
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     load_run(tmp_path / "run", CPU)
 
 
