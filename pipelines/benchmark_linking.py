@@ -31,8 +31,8 @@ from medseg.metrics.fragments import count_fragments
 from medseg.phantom import make_phantom
 from medseg.values.geometry import orientation_map, spacing_of
 from medseg.values.instances import InstanceSet
+from medseg.values.linking_plan import LinkingPlan
 from medseg.values.pairs import PairTable
-from medseg.values.plan import LinkingPlan
 
 IOUS = (0.05, 0.1, 0.2, 0.3)
 SEARCH = {  # score_threshold: of a detection; min_slices: as min_extent_mm; the rest as in the plan's section linking

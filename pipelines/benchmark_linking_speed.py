@@ -24,7 +24,7 @@ from medseg.linking import link
 from medseg.linking.crowd import crowded_stack
 from medseg.linking.simulation import DetectorNoise, simulate_detections
 from medseg.values.detections import Detections
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 TILES = ((1, 1, 1), (3, 2, 2), (10, 3, 3))  # about 1,000, 12,000 and 100,000 detections
 METHODS = ("flow", "hungarian")

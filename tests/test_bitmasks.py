@@ -8,7 +8,7 @@ from test_linking import LABELS, LESION, ORGAN, grid, rectangle
 from medseg.linking import bitmasks, nodes
 from medseg.linking.bitmasks import BitMasks
 from medseg.linking.covers import find_covers
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 from medseg.values.ragged import blocks, spans
 
 SIDE = 300

@@ -14,7 +14,7 @@ from medseg.linking.affinity import Edges, link_log_odds, missing_slices, pair_f
 from medseg.linking.flow import solve_tracks
 from medseg.linking.reassembly import Patch, interpolate
 from medseg.values.detections import Detections
-from medseg.values.plan import LinkingPlan, LinkWeights
+from medseg.values.linking_plan import LinkingPlan, LinkWeights
 
 LABELS = LabelTable.from_names(["organ", "lesion", "vertebra"], kinds={"lesion": "components", "vertebra": "ids"})
 ORGAN, LESION, VERTEBRA = 1, 2, 3

@@ -12,7 +12,7 @@ from medseg.linking.nodes import build_nodes
 from medseg.linking.simulation import DetectorNoise, simulate_detections
 from medseg.values.detections import Detections
 from medseg.values.geometry import make_volume, spacing_of
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 LABELS = LabelTable([Label(id=1, name="lesion", colour=(200, 40, 40), kind="ids")])
 METHODS = tuple(BASELINES)

@@ -16,7 +16,8 @@ from medseg.linking.tuning import Pairs, fit_weights, label_pairs, log_loss
 from medseg.linking.views import Views
 from medseg.values.geometry import AxisMap
 from medseg.values.instances import InstanceSet
-from medseg.values.plan import LinkingPlan, LinkWeights, parse_plan
+from medseg.values.linking_plan import LinkingPlan, LinkWeights
+from medseg.values.plan import parse_plan
 
 SHAPE = (11, 60, 70)
 

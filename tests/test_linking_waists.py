@@ -9,7 +9,7 @@ from medseg.linking.nodes import build_nodes
 from medseg.linking.waists import cut_at_waists
 from medseg.values.detections import Detections
 from medseg.values.geometry import make_volume
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 
 def geometry(depth):

@@ -9,7 +9,8 @@ from medseg.data.ceiling import mask_ceiling
 from medseg.data.fingerprint import Fingerprint
 from medseg.data.memory import ASSUMED_GIB, sample_bytes
 from medseg.data.planning_scale import Scale
-from medseg.values.plan import InferencePlan, LinkingPlan, ModelPlan, TrainingPlan
+from medseg.values.linking_plan import LinkingPlan
+from medseg.values.plan import InferencePlan, ModelPlan, TrainingPlan
 
 #: Pixels of the side of the small objects below which the pyramid starts at stride 2: four cells at stride 4.
 FINE_STRIDE_BELOW = 16.0

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from medseg.linking.nodes import Nodes
 from medseg.linking.views import Views
-from medseg.values.plan import LinkingPlan, LinkWeights
+from medseg.values.linking_plan import LinkingPlan, LinkWeights
 
 #: Ties are broken by up to this much: far above the solver's tolerance, far below anything that was measured.
 TIE = 1e-4

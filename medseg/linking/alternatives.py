@@ -25,7 +25,7 @@ from medseg.linking.bitmasks import BitMasks
 from medseg.linking.covers import find_covers
 from medseg.linking.flow import node_rewards
 from medseg.linking.nodes import Nodes, first_moments
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 #: Parts found in one round split the masks next to them in the following: runs of up to six merged slices.
 ROUNDS = 3

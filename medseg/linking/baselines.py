@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from medseg.linking.affinity import missing_slices
 from medseg.linking.bitmasks import BitMasks
 from medseg.linking.nodes import Nodes
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 #: (nodes, spacing_mm as (slice, row, column), config) -> tracks: lists of node positions, each of one label and by
 #: ascending slice (several of one slice are allowed and united), no position in two tracks, ordered by their first

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.linking.nodes import Nodes
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 from medseg.values.ragged import spans
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from medseg.labels import LabelTable
 from medseg.linking.nodes import Nodes
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 #: A mask inside a larger one is kept beside it (as part or alternative) from this share of its score.
 PART_SCORE_RATIO = 0.5

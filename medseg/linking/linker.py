@@ -24,7 +24,7 @@ from medseg.linking.waists import cut_at_waists
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import Instance, InstanceSet
-from medseg.values.plan import LinkingPlan
+from medseg.values.linking_plan import LinkingPlan
 
 #: Scores come as float32; one that was 0.3 there still reaches a threshold of 0.3.
 _ROUNDING = 1e-6

@@ -14,7 +14,7 @@ from medseg.linking.nodes import Nodes, build_nodes
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import InstanceSet
-from medseg.values.plan import LinkingPlan, LinkWeights
+from medseg.values.linking_plan import LinkingPlan, LinkWeights
 
 #: A detection shows a true object where their masks in the slice have this IoU.
 MATCH_IOU = 0.3

@@ -20,8 +20,9 @@ from medseg.progress import Track, silent
 from medseg.training.checkpoint import save_plan
 from medseg.values.detections import Detections
 from medseg.values.instances import Instance, InstanceSet
+from medseg.values.linking_plan import LinkingPlan
 from medseg.values.pairs import PairTable, common_labels
-from medseg.values.plan import LinkingPlan, Plan
+from medseg.values.plan import Plan
 
 #: Fewest pairs of each kind that weights are fitted to, and fewest objects that a calibration is.
 MIN_PAIRS, MIN_OBJECTS = 20, 30

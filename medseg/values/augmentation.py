@@ -1,17 +1,17 @@
 """How training samples are changed at random; a section of the Plan."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from medseg.values.section import Section
 
 
-class AugmentationPlan(BaseModel):
+class AugmentationPlan(Section):
     """Ranges of the random changes; a share is that of the samples which a change is made to, 0 switches it off.
 
     Image and masks move together. Intensities are those of the network's input: -1..1 within a window, or standard
     deviations. Mirroring and rotation, which depend on whether anatomy has a right way up, are fields of
     ``training`` beside it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     #: Rows and columns are each scaled by up to this share, up or down.
     zoom: float = Field(0.15, ge=0, lt=1)
