@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from highdicom import Volume
 
 from medseg.data.check_case import CaseFacts, case_facts, image_errors, image_hash
-from medseg.data.cohort import broken_error, read_cohort_case
+from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case, readable_cases
 from medseg.data.layouts import Cohort
 from medseg.errors import InputError, MedsegError
 from medseg.io.cohort_table import CohortRow
@@ -40,7 +40,7 @@ class CohortReport:
 
 def check_cohort(cohort: Cohort, track: Track = silent) -> CohortReport:
     """Read and check every case; a broken one is an error in the report and stops nothing."""
-    errors = [f"case {case.name}: {case.reason}" for case in cohort.broken]
+    errors = [str(error) for error in broken_errors(cohort)]
     cases: list[CaseFacts] = []
     for row in track(cohort.rows, "checking cases", len(cohort.rows)):
         remarks: list[str] = []
@@ -66,14 +66,9 @@ def checked_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[Cohor
         InputError, GeometryError: of the one broken case.
         CasesError: several errors.
     """
-    errors: list[MedsegError] = [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
+    errors: list[MedsegError] = []
     prints: list[Print] = []
-    for row in track(cohort.rows, "reading cases", len(cohort.rows)):
-        try:
-            volumes, instances = read_cohort_case(row, cohort)
-        except MedsegError as error:
-            errors.append(error)
-            continue
+    for row, volumes, instances in readable_cases(cohort, errors, track):
         blank = image_errors(volumes, cohort.channels)
         errors += [InputError(f"case {row.name}: {text}") for text in blank]
         if blank:
@@ -82,8 +77,7 @@ def checked_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[Cohor
         prints.append(Print(name=row.name, patient=row.patient, images=hashes))
         yield row, volumes, instances
     errors += [InputError(text) for text in duplicated_images(prints)]
-    if errors:
-        raise broken_error(errors, len(cohort.rows) + len(cohort.broken))
+    raise_broken(errors, cohort)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,14 +259,16 @@ def read_cohort_case(row: CohortRow, cohort: Cohort, note: Note = unheard) -> tu
     return volumes, instances
 
 
-def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
-    """Read the cases of a cohort one after the other; broken ones are passed over and raised at the end.
+def broken_errors(cohort: Cohort) -> list[MedsegError]:
+    """Return the errors of the cases that lack a file."""
+    return [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
 
-    Raises:
-        InputError, GeometryError: of the one broken case.
-        CasesError: several cases are broken.
-    """
-    errors: list[MedsegError] = [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
+
+def readable_cases(
+    cohort: Cohort, errors: list[MedsegError], track: Track = silent
+) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
+    """Read the cases of a cohort one after the other; broken ones are passed over, and added to ``errors``."""
+    errors += broken_errors(cohort)
     for row in track(cohort.rows, "reading cases", len(cohort.rows)):
         try:
             volumes, instances = read_cohort_case(row, cohort)
@@ -274,16 +276,28 @@ def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRo
             errors.append(error)
             continue
         yield row, volumes, instances
-    if errors:
-        raise broken_error(errors, len(cohort.rows) + len(cohort.broken))
 
 
-def broken_error(errors: Sequence[MedsegError], cases: int) -> MedsegError:
-    """Return the one error for what is wrong with cases among ``cases``; at least one thing is."""
+def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
+    """Read the cases of a cohort one after the other; broken ones are passed over and raised at the end.
+
+    Raises:
+        InputError, GeometryError: of the one broken case.
+        CasesError: several cases are broken.
+    """
+    errors: list[MedsegError] = []
+    yield from readable_cases(cohort, errors, track)
+    raise_broken(errors, cohort)
+
+
+def raise_broken(errors: Sequence[MedsegError], cohort: Cohort) -> None:
+    """Raise what is wrong with cases of a cohort, if anything is, as one error."""
     if len(errors) == 1:
-        return errors[0]
-    headline = f"{len(errors)} of {cases} cases of the cohort cannot be used; mend them or take them out:"
-    return CasesError(headline, [str(error) for error in errors])
+        raise errors[0]
+    if errors:
+        cases = len(cohort.rows) + len(cohort.broken)
+        headline = f"{len(errors)} of {cases} cases of the cohort cannot be used; mend them or take them out:"
+        raise CasesError(headline, [str(error) for error in errors])
 
 
 def common_labels(tables: Sequence[LabelTable], source: str) -> LabelTable:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from medseg.data.cohort import Cohort, broken_error, find_cohort, with_kinds
+from medseg.data.cohort import Cohort, broken_errors, find_cohort, raise_broken, with_kinds
 from medseg.data.cohort_plan import decide_plan
 from medseg.data.fingerprint_table import describe
 from medseg.errors import ConfigError, InputError, MedsegError
@@ -204,9 +204,7 @@ def _check_same(
                 f"setting {key}={value} is not that of {run / PLAN_FILE}, by which the run goes on; leave it out, or "
                 "start a new run"
             )
-    if cohort.broken:
-        broken = [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
-        raise broken_error(broken, len(cohort.rows) + len(broken))
+    raise_broken(broken_errors(cohort), cohort)
     if record["cohort"] != _hash_names(cohort):
         raise ConfigError(
             f"{run}: was begun with other cases ({sum(record['cases'].values())} then, {len(cohort.rows)} now, or of "
