@@ -10,7 +10,6 @@ cases: mean, standard deviation and number over seeds, and the difference from t
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
@@ -31,6 +30,7 @@ from medseg.data.cohort import find_cohort
 from medseg.data.cohort_plan import facts_for, fingerprint_cohort, plan_with
 from medseg.data.fingerprint import Fingerprint
 from medseg.errors import ConfigError, MedsegError
+from medseg.inference.provenance import hash_text
 from medseg.io.atomic import write_csv, write_text
 from medseg.training.cohort import train_cohort
 from medseg.training.folds import Fold, choose_fold, parse_fold
@@ -56,7 +56,7 @@ def finished(run: Path, facts: Fingerprint, settings: dict[str, Any], fold: Fold
     if not (run / "run.json").is_file():
         return False
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    wanted = hashlib.sha256(plan_with(facts, settings).to_yaml().encode()).hexdigest()
+    wanted = hash_text(plan_with(facts, settings).to_yaml())
     if record["plan_sha256"] != wanted or record["fold"] != asdict(fold):
         raise ConfigError(f"{run}: was trained by another plan or fold; delete it, or give another -o")
     return bool(record["status"] == "finished")

@@ -42,11 +42,12 @@ def run(
     check_folder(out.parent)
     found = find_cohort(cohort, dict(parse_kind(text) for text in kind or []), console.track)
     report = check_cohort(found, console.track)
-    data = describe(found, report, cohort)
+    folders = _folders(found, cohort)
+    data = describe(found, report, folders)
     if as_json:
         console.out.print_json(json.dumps(data))
     else:
-        _print_table(found, report, _folder_numbers(found, cohort))
+        _print_table(found, report, _folder_numbers(found, folders))
         for title, lines in (("error", report.errors), ("warning", report.warnings)):
             for line in lines:
                 console.out.print(f"{title}: {' '.join(line.split())}", markup=False)
@@ -57,28 +58,30 @@ def run(
         raise typer.Exit(1)
 
 
-def describe(cohort: "Cohort", report: "CohortReport", path: Path) -> dict[str, Any]:
+def describe(cohort: "Cohort", report: "CohortReport", folders: dict[Path, int]) -> dict[str, Any]:
     """Return the report as plain lists and dicts; folders of patients are numbered and not named in it."""
-    numbers = _folder_numbers(cohort, path)
+    numbers = _folder_numbers(cohort, folders)
     return {
         "layout": cohort.layout,
         "channels": list(cohort.channels),
         "labels": [] if cohort.labels is None else cohort.labels.to_dict(),
         "patients": len({row.patient for row in cohort.rows}),
         "cases": [_row(case, cohort, numbers.get(case.name)) for case in report.cases],
-        "errors": [_neutral(line, cohort, path) for line in report.errors],
-        "warnings": [_neutral(line, cohort, path) for line in report.warnings],
+        "errors": [_neutral(line, folders) for line in report.errors],
+        "warnings": [_neutral(line, folders) for line in report.warnings],
     }
 
 
-def _folder_numbers(cohort: "Cohort", path: Path) -> dict[str, int]:
-    """Return the place of each case's folder among the DICOM folders of patients; empty for other layouts."""
+def _folders(cohort: "Cohort", path: Path) -> dict[Path, int]:
+    """Return the DICOM folders of patients and their places, from 1; empty for other layouts."""
     from medseg.io.patient_folders import LAYOUT, subfolders
 
-    if cohort.layout != LAYOUT:
-        return {}
-    places = {folder: number for number, folder in enumerate(subfolders(path), 1)}
-    return {row.name: places[row.images[0]] for row in cohort.rows}
+    return {folder: place for place, folder in enumerate(subfolders(path), 1)} if cohort.layout == LAYOUT else {}
+
+
+def _folder_numbers(cohort: "Cohort", folders: dict[Path, int]) -> dict[str, int]:
+    """Return the place of each case's folder among those of patients; empty for other layouts."""
+    return {row.name: folders[row.images[0]] for row in cohort.rows} if folders else {}
 
 
 def _row(case: "CaseFacts", cohort: "Cohort", folder: int | None) -> dict[str, Any]:
@@ -112,13 +115,9 @@ def _row(case: "CaseFacts", cohort: "Cohort", folder: int | None) -> dict[str, A
     }
 
 
-def _neutral(line: str, cohort: "Cohort", path: Path) -> str:
+def _neutral(line: str, folders: dict[Path, int]) -> str:
     """Return a line with ``folder 3`` for the third folder of DICOM: folders are often named after patients."""
-    from medseg.io.patient_folders import LAYOUT, subfolders
-
-    if cohort.layout != LAYOUT:
-        return line
-    for number, folder in enumerate(subfolders(path), 1):
+    for folder, number in folders.items():
         line = re.sub(re.escape(str(folder)) + r"(?=[/:, ]|$)", f"folder {number}", line)
     return line
 

@@ -25,10 +25,17 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def hash_files(paths: Iterable[Path]) -> str:
     """Return the SHA-256 over the contents of files, ordered by their own hashes (names do not count)."""
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+    return hash_text("".join(sorted(hash_file(path) for path in paths)))
+
+
+def hash_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()

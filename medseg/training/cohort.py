@@ -1,6 +1,5 @@
 """From a labelled cohort to a trained run: check every case, decide the plan, prepare, train."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from medseg.data.cohort import Cohort, broken_errors, find_cohort, raise_broken,
 from medseg.data.cohort_plan import decide_plan
 from medseg.data.fingerprint_table import describe
 from medseg.errors import ConfigError, InputError, MedsegError
-from medseg.inference.provenance import environment
+from medseg.inference.provenance import environment, hash_file, hash_text
 from medseg.inference.run import PLAN_FILE
 from medseg.io.atomic import check_apart, check_folder, write_json
 from medseg.io.cohort_table import CohortRow
@@ -193,7 +192,7 @@ def _check_same(
     if record["start"] and load_checkpoint(run) is None:  # without, it would begin with weights drawn at random
         raise ConfigError(f"{run}: has no whole checkpoint with the weights it began with; start a new run with them")
     plan = load_plan(run / PLAN_FILE)
-    if record["plan_sha256"] != hashlib.sha256((run / PLAN_FILE).read_bytes()).hexdigest():
+    if record["plan_sha256"] != hash_file(run / PLAN_FILE):
         raise ConfigError(
             f"{run / PLAN_FILE}: was changed since the training began, which goes on by the plan that it began with; "
             "undo that, or start a new run with --plan"
@@ -227,7 +226,7 @@ def _split(rows: Rows, fold: Fold | None) -> tuple[Rows, Rows]:
 
 
 def _hash_names(cohort: Cohort) -> str:
-    return hashlib.sha256("\n".join(sorted(row.name for row in cohort.rows)).encode()).hexdigest()
+    return hash_text("\n".join(sorted(row.name for row in cohort.rows)))
 
 
 def _about(
@@ -243,7 +242,7 @@ def _about(
         "patients": {"training": patients_of(training), "validation": patients_of(validation)},
         "fold": "all" if fold is None else {"number": fold.number, "count": fold.count},
         "seed": plan.training.seed,
-        "plan_sha256": hashlib.sha256(plan.to_yaml().encode()).hexdigest(),
+        "plan_sha256": hash_text(plan.to_yaml()),
     }
 
 

@@ -4,7 +4,6 @@ Both need some fields of the new plan to be as they were where the weights come 
 the reason, unless the user has decided otherwise.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from medseg.errors import ConfigError
+from medseg.inference.provenance import hash_file
 from medseg.inference.run import WEIGHTS_FILE, load_run
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.models.pretrained import Pretrained, read_pretrained
@@ -93,7 +93,7 @@ def start_from_file(path: Path | str) -> Start:
     """Begin with torchvision's weights; ModelError where the file has none that medseg can use."""
     path = Path(path)
     source = read_pretrained(path)
-    return Start(option=f"--pretrained {path.name}", sha256=_sha256(path), pretrained=source)
+    return Start(option=f"--pretrained {path.name}", sha256=hash_file(path), pretrained=source)
 
 
 def start_from_run(run: Path | str) -> Start:
@@ -104,7 +104,7 @@ def start_from_run(run: Path | str) -> Start:
     """
     run = Path(run)
     trained = load_run(run, torch.device("cpu"))
-    return Start(option=f"--init {run.name}", sha256=_sha256(run / WEIGHTS_FILE), trained=trained)
+    return Start(option=f"--init {run.name}", sha256=hash_file(run / WEIGHTS_FILE), trained=trained)
 
 
 def _same_anchors(new: ModelPlan, old: ModelPlan) -> bool:
@@ -114,8 +114,3 @@ def _same_anchors(new: ModelPlan, old: ModelPlan) -> bool:
         return plan.strides, [len(level) for level in plan.anchor_sizes], len(plan.anchor_ratios)
 
     return counts(new) == counts(old)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
