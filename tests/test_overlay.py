@@ -8,11 +8,11 @@ from medseg.errors import ConfigError, GeometryError
 from medseg.labels import Label, LabelTable
 from medseg.reporting.overlay import (
     compare_montage,
-    outlines,
     overlay_montage,
     save_overlay,
 )
 from medseg.reporting.slices import choose_slices
+from medseg.reporting.tiles import outlines
 from medseg.values.geometry import AxisMap, make_volume
 from medseg.values.instances import InstanceSet
 

@@ -1,9 +1,4 @@
-"""Pictures made for looking: outlines of the objects over the image, in the slices that show them best.
-
-Every stored axis order is displayed alike, in the radiological convention: seen from the feet, the patient's
-right on the left of the picture, anterior on top. Positions in a picture are millimetres, so that pixels that
-are not square keep their shape.
-"""
+"""A sheet of pictures made for looking: outlines of the objects over the slices that show them best, and a legend."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,30 +7,29 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import Volume
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
-from skimage.measure import find_contours
 
 from medseg.errors import ConfigError, GeometryError
 from medseg.io.atomic import atomic_path
 from medseg.reporting.slices import choose_slices
-from medseg.values.geometry import Orientation, describe_grid, grid_map, orientation_map, spacing_of
+from medseg.reporting.tiles import (
+    BACKGROUND,
+    FOREGROUND,
+    RADIOLOGICAL,
+    Layer,
+    Rgb,
+    Window,
+    colours_of,
+    displayed,
+    draw_tile,
+    window_of,
+)
+from medseg.values.geometry import Orientation, orientation_map, spacing_of
 from medseg.values.instances import Instance, InstanceSet
 
-Window = tuple[float, float]
-Rgb = tuple[float, float, float]
-
 CAPTION = "Research use only"
-BACKGROUND = "#101214"
-FOREGROUND = "#e8e8e8"
-#: Radiological axial display: slices towards the head, rows towards posterior, columns towards the left.
-RADIOLOGICAL: Orientation = "HPL"
-OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "H": "F", "F": "H"}
 DPI = 130
 TILE_INCHES = 3.0
 #: Legend entries beyond these are summed up in one line.
@@ -71,8 +65,8 @@ def overlay_montage(
         GeometryError: the objects lie on another grid than the volume.
         ConfigError: a slice, window or number of columns that makes no sense.
     """
-    colours = _colours(instances)
-    layers = [_Layer(_displayed(instances, volume, orientation), colours, dashed=False)]
+    colours = colours_of(instances)
+    layers = [Layer(displayed(instances, volume, orientation), colours, dashed=False)]
     entries = _legend_entries(instances, colours)
     return _montage(volume, layers, entries, window, slices, columns, orientation)
 
@@ -91,11 +85,11 @@ def compare_montage(
 
     The arguments are those of `overlay_montage`; slices are chosen for the objects of both.
     """
-    colours = _colours(prediction)
+    colours = colours_of(prediction)
     white = {instance.id: REFERENCE for instance in reference}
     layers = [
-        _Layer(_displayed(prediction, volume, orientation), colours, dashed=False),
-        _Layer(_displayed(reference, volume, orientation), white, dashed=True),
+        Layer(displayed(prediction, volume, orientation), colours, dashed=False),
+        Layer(displayed(reference, volume, orientation), white, dashed=True),
     ]
     count = f"{len(reference)} object{'' if len(reference) == 1 else 's'}"
     entries = [_Entry(f"reference ({count})", REFERENCE, dashed=True), *_legend_entries(prediction, colours)]
@@ -136,40 +130,12 @@ def save_figure(path: Path | str, figure: Figure) -> None:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """Objects in display order and how they are drawn."""
-
-    instances: InstanceSet
-    colours: dict[int, Rgb]
-    dashed: bool
-
-
-@dataclass(frozen=True)
 class _Entry:
     """One line of the legend."""
 
     text: str
     colour: Rgb | None
     dashed: bool = False
-
-
-def _displayed(instances: InstanceSet, volume: Volume, orientation: Orientation) -> InstanceSet:
-    """Return the objects on the volume's own grid in the display orientation."""
-    to_volume = grid_map(instances.geometry, volume)
-    if to_volume is None:
-        raise GeometryError(
-            f"overlay: the objects lie on another grid than the image: {describe_grid(instances.geometry)} "
-            f"against {describe_grid(volume)}; resample one onto the other first"
-        )
-    return instances.moved(to_volume).moved(orientation_map(volume, orientation))
-
-
-def _colours(instances: InstanceSet) -> dict[int, Rgb]:
-    """Return id -> RGB in 0..1 as matplotlib takes it."""
-    return {
-        instance.id: (r / 255, g / 255, b / 255)
-        for instance, (r, g, b) in zip(instances, instances.colours(), strict=True)
-    }
 
 
 def _legend_entries(instances: InstanceSet, colours: dict[int, Rgb]) -> list[_Entry]:
@@ -202,7 +168,7 @@ def _millilitres(volume_ml: float) -> str:
 
 def _montage(
     volume: Volume,
-    layers: Sequence[_Layer],
+    layers: Sequence[Layer],
     entries: Sequence[_Entry],
     window: Window | None,
     slices: Sequence[int] | None,
@@ -219,106 +185,20 @@ def _montage(
     if not indices or any(not 0 <= index < depth for index in indices):
         raise ConfigError(f"overlay: slices {indices}, expected at least one in 0..{depth - 1}")
     images = [np.asarray(shown.array[index], np.float32) for index in indices]
-    low, high = _window_of(images) if window is None else window
+    low, high = window_of(images) if window is None else window
     if not low < high:
         raise ConfigError(f"overlay: window {(low, high)}, expected (low, high) with low < high")
 
     _, row_mm, column_mm = spacing_of(shown)
     height_mm, width_mm = images[0].shape[0] * row_mm, images[0].shape[1] * column_mm
-    letters = _letters(shown)
     sheet = _Sheet.plan(len(indices), columns, height_mm / width_mm, entries)
     figure = Figure(figsize=sheet.size, dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     for position, (index, image) in enumerate(zip(indices, images, strict=True)):
         axes = figure.add_axes(sheet.tile(position), facecolor="black")
-        extent = (0.0, width_mm, height_mm, 0.0)
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high, extent=extent, aspect="equal")
-        for layer in layers:
-            _draw_outlines(axes, layer, index, (row_mm, column_mm))
-        axes.set(xlim=(0, width_mm), ylim=(height_mm, 0), xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        _draw_letters(axes, letters)
-        _write(axes, 0.03, 0.97, _place(shown, index), ha="left", va="top")
-        if position == 0:
-            _draw_scale_bar(axes, width_mm, height_mm)
+        draw_tile(axes, shown, index, image, layers, (low, high), scale_bar=position == 0)
     _draw_legend(figure, sheet, entries)
     return figure
-
-
-def _window_of(images: Sequence[NDArray[np.float32]]) -> Window:
-    low, high = np.percentile(np.stack(images), (1.0, 99.5))
-    return float(low), float(max(high, low + 1e-6 * max(1.0, abs(low))))
-
-
-def _place(shown: Volume, index: int) -> str:
-    """Return which slice this is and where its centre lies, so that any viewer finds it."""
-    depth, rows, columns = shown.spatial_shape
-    direction = shown.affine[:3, 0]
-    world = int(np.argmax(np.abs(direction)))
-    centre = shown.affine @ (index, (rows - 1) / 2, (columns - 1) / 2, 1)
-    return f"slice {index + 1} of {depth}\n{'xyz'[world]} {centre[world]:.1f} mm"
-
-
-def _letters(shown: Volume) -> tuple[str, str, str, str]:
-    """Return the patient directions at the left, right, top and bottom of the picture."""
-    names = np.array([["L", "R"], ["P", "A"], ["H", "F"]])
-    towards = []
-    for axis in (2, 1):
-        direction = shown.affine[:3, axis]
-        world = int(np.argmax(np.abs(direction)))
-        towards.append(str(names[world, 0 if direction[world] > 0 else 1]))
-    right, bottom = towards
-    return OPPOSITE[right], right, OPPOSITE[bottom], bottom
-
-
-def outlines(mask: NDArray[np.bool_], offset: tuple[int, int]) -> list[NDArray[np.float64]]:
-    """Return the closed outlines of a 2-D mask, holes too, as [K, 2] (row, column) in pixels.
-
-    They run at level 0.5, half-way between pixel centres inside and outside; pixel i covers [i, i + 1).
-    """
-    padded = np.pad(mask, 1).astype(np.float32)
-    return [line + (np.array(offset) - 0.5) for line in find_contours(padded, 0.5)]
-
-
-def _draw_outlines(axes: Axes, layer: _Layer, index: int, pixel_mm: tuple[float, float]) -> None:
-    for instance in layer.instances:
-        mask = instance.slice_mask(index)
-        if mask is None or not mask.any():
-            continue
-        lines = [(line * pixel_mm)[:, ::-1] for line in outlines(mask, instance.offset[1:])]
-        style = (0, (3, 2)) if layer.dashed else "solid"
-        width = 0.9 if layer.dashed else 1.3
-        collection = LineCollection(lines, colors=[layer.colours[instance.id]], linewidths=width, linestyles=[style])
-        # A dark rim keeps light colours readable on bright tissue.
-        collection.set_path_effects([withStroke(linewidth=width + 0.9, foreground="black", alpha=0.7)])
-        axes.add_collection(collection)
-
-
-def _write(axes: Axes, x: float, y: float, text: str, *, ha: str, va: str) -> None:
-    """Write small text at a place in 0..1 of the axes, readable on black and on white."""
-    axes.text(
-        x, y, text, transform=axes.transAxes, color=FOREGROUND, fontsize=7, parse_math=False,
-        path_effects=[withStroke(linewidth=2, foreground="black")], ha=ha, va=va,
-    )  # fmt: skip
-
-
-def _draw_letters(axes: Axes, letters: tuple[str, str, str, str]) -> None:
-    left, right, top, bottom = letters
-    _write(axes, 0.02, 0.5, left, ha="left", va="center")
-    _write(axes, 0.98, 0.5, right, ha="right", va="center")
-    _write(axes, 0.5, 0.98, top, ha="center", va="top")
-    _write(axes, 0.5, 0.02, bottom, ha="center", va="bottom")
-
-
-def _draw_scale_bar(axes: Axes, width_mm: float, height_mm: float) -> None:
-    """Draw a bar of a round length, about a quarter of the picture wide."""
-    exponent = 10 ** np.floor(np.log10(width_mm / 4))
-    length = max(step * exponent for step in (1, 2, 5) if step * exponent <= width_mm / 4)
-    x, y = 0.03 * width_mm, 0.95 * height_mm
-    stroke = [withStroke(linewidth=4, foreground="black")]
-    axes.plot([x, x + length], [y, y], color=FOREGROUND, linewidth=2, solid_capstyle="butt", path_effects=stroke)
-    _write(axes, 0.03, 0.06, f"{length:g} mm", ha="left", va="bottom")
 
 
 @dataclass(frozen=True)
