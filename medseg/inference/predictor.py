@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,53 @@ class Prediction:
     optimality_gap: float = 0.0
 
 
+class Detector(Protocol):
+    """What finds objects slice by slice: one network, or several views of it or of several put together."""
+
+    plan: Plan
+
+    def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
+        """Return what is in each slice of ``grid.array``, in their order; boxes in its pixels."""
+        ...
+
+
+def predict(detector: Detector, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
+    """Find the objects of a study: bring it to the plan's grid, detect in its slices, link.
+
+    The result does not depend on how the images are stored: they are brought into the plan's orientation
+    first, and the masks go back to the first image's own grid without resampling (boxes are scaled to the
+    source's pixels and masks pasted there).
+
+    Args:
+        detector: of slices.
+        volumes: one per channel of the plan, in its order, all on one grid up to axis order and flips.
+        track: progress over batches of slices.
+
+    Raises:
+        InputError: another number of images than the plan's.
+        GeometryError: images on different grids.
+    """
+    plan = detector.plan
+    start = time.perf_counter()
+    grid = to_network_grid(volumes, plan.input)
+    gridded = time.perf_counter()
+    detections = detector.detect(grid, track)
+    detected = time.perf_counter()
+    on_source = [grid.to_source(d) for d in detections]
+    found = link_in_detail(on_source, grid.geometry, plan.labels, plan.linking)
+    instances = found.instances.moved(grid.axis_map.inverse())
+    linked = time.perf_counter()
+    # The same grid, its affine to the last bit that of the source.
+    exact = InstanceSet(instances=instances.instances, geometry=volumes[0].get_geometry(), labels=instances.labels)
+    return Prediction(
+        instances=exact,
+        warnings=tuple(_warnings(grid, instances, plan)),
+        seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
+        doubtful_joins=found.doubtful_joins(plan.linking.doubtful_join),
+        optimality_gap=found.optimality_gap,
+    )
+
+
 class Predictor:
     """Applies one trained model to studies."""
 
@@ -53,38 +101,8 @@ class Predictor:
         self.device = device
 
     def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
-        """Find the objects of a study.
-
-        The result does not depend on how the images are stored: they are brought into the plan's orientation
-        first, and the masks go back to the first image's own grid without resampling (boxes are scaled to the
-        source's pixels and masks pasted there).
-
-        Args:
-            volumes: one per channel of the plan, in its order, all on one grid up to axis order and flips.
-            track: progress over batches of slices.
-
-        Raises:
-            InputError: another number of images than the plan's.
-            GeometryError: images on different grids.
-        """
-        start = time.perf_counter()
-        grid = to_network_grid(volumes, self.plan.input)
-        gridded = time.perf_counter()
-        detections = self.detect(grid, track)
-        detected = time.perf_counter()
-        on_source = [grid.to_source(d) for d in detections]
-        found = link_in_detail(on_source, grid.geometry, self.plan.labels, self.plan.linking)
-        instances = found.instances.moved(grid.axis_map.inverse())
-        linked = time.perf_counter()
-        # The same grid, its affine to the last bit that of the source.
-        exact = InstanceSet(instances=instances.instances, geometry=volumes[0].get_geometry(), labels=instances.labels)
-        return Prediction(
-            instances=exact,
-            warnings=tuple(self._warnings(grid, instances)),
-            seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
-            doubtful_joins=found.doubtful_joins(self.plan.linking.doubtful_join),
-            optimality_gap=found.optimality_gap,
-        )
+        """Find the objects of a study, see `predict`."""
+        return predict(self, volumes, track)
 
     def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
         """Run the network over every slice of a grid; boxes in pixels of ``grid.array``."""
@@ -118,10 +136,11 @@ class Predictor:
             masks=array(result.masks),
         )
 
-    def _warnings(self, grid: NetworkGrid, instances: InstanceSet) -> Iterator[str]:
-        if not len(instances):
-            yield "nothing found"
-        pixel = max(spacing_of(grid.geometry)[1:])
-        trained = max(self.plan.input.spacing_mm)
-        if pixel > 3 * trained:
-            yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training"
+
+def _warnings(grid: NetworkGrid, instances: InstanceSet, plan: Plan) -> Iterator[str]:
+    if not len(instances):
+        yield "nothing found"
+    pixel = max(spacing_of(grid.geometry)[1:])
+    trained = max(plan.input.spacing_mm)
+    if pixel > 3 * trained:
+        yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training"
