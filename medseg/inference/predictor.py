@@ -1,7 +1,7 @@
 """From the images of a study to its objects: windows through the network, detections through the linker."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.data.context import network_input
-from medseg.data.grid import NetworkGrid, to_network_grid
+from medseg.data.grid import GridPlace, NetworkGrid, to_network_grid
 from medseg.linking import Join, link_in_detail
+from medseg.linking.linker import Pass
 from medseg.models.heads import Result
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Track, silent
@@ -78,15 +79,37 @@ def predict(detector: Detector, volumes: Sequence[Volume], track: Track = silent
     detections = detector.detect(grid, track)
     detected = time.perf_counter()
     on_source = [grid.to_source(d) for d in detections]
-    found = link_in_detail(on_source, grid.geometry, plan.labels, plan.linking)
-    instances = found.instances.moved(grid.axis_map.inverse())
-    linked = time.perf_counter()
+    seconds = {"grid": gridded - start, "network": detected - gridded}
+    return link_study(on_source, grid, volumes[0], plan, seconds)
+
+
+def link_study(
+    detections: Sequence[Detections],
+    place: GridPlace,
+    first: Volume,
+    plan: Plan,
+    seconds: Mapping[str, float],
+    views: Sequence[Pass] = (),
+) -> Prediction:
+    """Link what was detected in the slices of a study, and put the objects on the grid of its first image.
+
+    Args:
+        detections: slice by slice, in pixels of ``place.geometry``.
+        place: where the network's grid lies in the study.
+        first: the first image.
+        plan: of the labels and of linking.
+        seconds: time per stage so far.
+        views: detections across the slices, see `medseg.linking.link`.
+    """
+    start = time.perf_counter()
+    found = link_in_detail(detections, place.geometry, plan.labels, plan.linking, views)
+    instances = found.instances.moved(place.axis_map.inverse())
     # The same grid, its affine to the last bit that of the source.
-    exact = InstanceSet(instances=instances.instances, geometry=volumes[0].get_geometry(), labels=instances.labels)
+    exact = InstanceSet(instances=instances.instances, geometry=first.get_geometry(), labels=instances.labels)
     return Prediction(
         instances=exact,
-        warnings=tuple(_warnings(grid, instances, plan)),
-        seconds={"grid": gridded - start, "network": detected - gridded, "linking": linked - detected},
+        warnings=tuple(_warnings(place, instances, plan)),
+        seconds={**seconds, "linking": time.perf_counter() - start},
         doubtful_joins=found.doubtful_joins(plan.linking.doubtful_join),
         optimality_gap=found.optimality_gap,
     )
@@ -137,10 +160,10 @@ class Predictor:
         )
 
 
-def _warnings(grid: NetworkGrid, instances: InstanceSet, plan: Plan) -> Iterator[str]:
+def _warnings(place: GridPlace, instances: InstanceSet, plan: Plan) -> Iterator[str]:
     if not len(instances):
         yield "nothing found"
-    pixel = max(spacing_of(grid.geometry)[1:])
+    pixel = max(spacing_of(place.geometry)[1:])
     trained = max(plan.input.spacing_mm)
     if pixel > 3 * trained:
         yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training"

@@ -78,3 +78,21 @@ class Detections:
             labels=self.labels,
             masks=self.masks,
         )
+
+    def mirrored(self, size: tuple[int, int], *, rows: bool, columns: bool) -> "Detections":
+        """Return the same objects in a slice of ``size`` (rows, columns) pixels whose rows or columns run backwards.
+
+        A point at x lies at ``size - x`` then: edges are mirrored, pixel i becomes pixel ``size - 1 - i``.
+        """
+        x1, y1, x2, y2 = self.boxes.astype(np.float64).T
+        if columns:
+            x1, x2 = size[1] - x2, size[1] - x1
+        if rows:
+            y1, y2 = size[0] - y2, size[0] - y1
+        return Detections(
+            slice_index=self.slice_index,
+            boxes=np.stack([x1, y1, x2, y2], axis=1).astype(np.float32),
+            scores=self.scores,
+            labels=self.labels,
+            masks=self.masks[:, :: -1 if rows else 1, :: -1 if columns else 1],
+        )

@@ -1,0 +1,181 @@
+"""Several passes over a study, of one model or of several, fused slice by slice before linking.
+
+models = load_models(["folds/0", "folds/1", "folds/2"], torch.device("cpu"))
+ensemble = Ensemble(models, PassSettings(flips=True, scales=(0.9, 1.1)))
+study = [read_volume("study/")]
+print(ensemble.cost(study))  # 12 network passes, about 12 times the time of one
+prediction = ensemble.predict(study)
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from highdicom import Volume
+
+from medseg.data.grid import GridPlace, NetworkGrid, place_grid, stack_channels, to_network_grid
+from medseg.errors import ModelError
+from medseg.inference.fusion import fuse
+from medseg.inference.passes import Look, PassSettings
+from medseg.inference.predictor import Prediction, Predictor, link_study
+from medseg.inference.run import load_run
+from medseg.inference.views import VIEW_WEIGHT, CrossView, cross_views
+from medseg.progress import Track, silent
+from medseg.values.detections import Detections
+from medseg.values.geometry import ACQUISITION, Orientation
+from medseg.values.plan import InputPlan, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """What the passes over a study cost.
+
+    Attributes:
+        passes: how often a network goes through the study.
+        factor: pixels that it sees in all of them, over those of one plain pass of the first model. The network's time
+            goes about with them where the models are alike.
+    """
+
+    passes: int
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.passes} network passes, about {self.factor:.3g} times the time of one"
+
+
+class Ensemble:
+    """Applies one or several models to studies, each in one or several passes.
+
+    What the passes find in a slice is fused (`medseg.inference.fusion`) before slices are linked, by the score
+    threshold and the linking of the first model's plan. One model in one plain pass finds what `Predictor` finds.
+
+    Args:
+        models: at least one, for the same labels, channels and orientation.
+        settings: the passes of each.
+
+    Raises:
+        ModelError: models that do not go together.
+        ConfigError: flips that a model's training did not make.
+    """
+
+    def __init__(self, models: Sequence[Predictor], settings: PassSettings | None = None):
+        settings = settings or PassSettings()
+        plan = models[0].plan
+        check_alike([model.plan for model in models], [f"model {n}" for n in range(1, len(models) + 1)])
+        if settings.views and not plan.linking.weights.view:
+            plan = plan.with_overrides({"linking.weights.view": VIEW_WEIGHT})
+        self.plan = plan
+        self.models = tuple(models)
+        self.settings = settings
+        self._passes = [(model, look) for model in models for look in settings.looks(model.plan)]
+
+    def cost(self, volumes: Sequence[Volume]) -> PassCost:
+        """Return what `predict` will cost for a study; the network does not look at it yet.
+
+        Raises:
+            InputError, GeometryError: see `predict`.
+        """
+        place = place_grid(volumes, self.plan.input)
+        stacks = [(tuple(volumes), self.plan.input.orientation)]
+        if self.settings.views:
+            stacks += [(view.volumes, ACQUISITION) for view in self._views(volumes, place)]
+        places = [place_grid(stack, plan) for stack, orientation in stacks for _, _, plan in self._inputs(orientation)]
+        return PassCost(passes=len(places), factor=sum(map(_pixels, places)) / _pixels(place))
+
+    def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
+        """Find the objects of a study, as `Predictor.predict` does with one pass.
+
+        Args:
+            volumes: one per channel of the plan, in its order, all on one grid up to axis order and flips.
+            track: progress over batches of slices, pass after pass.
+
+        Raises:
+            InputError: another number of images than the plan's.
+            GeometryError: images on different grids, or too few or too thick slices for views across them.
+        """
+        seconds = dict.fromkeys(("grid", "network", "fusion"), 0.0)
+        place = place_grid(volumes, self.plan.input)
+        # Before any work is done: a study that is not fit for them is refused.
+        views = self._views(volumes, place) if self.settings.views else ()
+        detections = self._detect(volumes, self.plan.input.orientation, seconds, track)
+        across = [
+            (view.spread(self._detect(view.volumes, ACQUISITION, seconds, track)), view.geometry) for view in views
+        ]
+        return link_study(detections, place, volumes[0], self.plan, seconds, across)
+
+    def _inputs(self, orientation: Orientation) -> Iterator[tuple[Predictor, Look, InputPlan]]:
+        """Give the passes over images that lie in an orientation, with the input that each wants."""
+        for model, look in self._passes:
+            yield model, look, look.input_plan(model.plan.input.model_copy(update={"orientation": orientation}))
+
+    def _views(self, volumes: Sequence[Volume], place: GridPlace) -> tuple[CrossView, ...]:
+        oriented = [place.axis_map.volume(v) for v in stack_channels(volumes, self.plan.input.channel_names)]
+        return cross_views(oriented, place, self.plan.input)
+
+    def _detect(
+        self, volumes: Sequence[Volume], orientation: Orientation, seconds: dict[str, float], track: Track
+    ) -> list[Detections]:
+        """Return what the passes find together, slice by slice, in pixels of the images in this orientation."""
+        found: list[list[Detections]] = []
+        grid: NetworkGrid | None = None
+        made: InputPlan | None = None
+        for model, look, plan in self._inputs(orientation):
+            start = time.perf_counter()
+            if grid is None or plan != made:
+                grid, made = to_network_grid(volumes, plan), plan
+            gridded = time.perf_counter()
+            detections = model.detect(look.mirror(grid), track)
+            seconds["grid"] += gridded - start
+            seconds["network"] += time.perf_counter() - gridded
+            found.append([grid.to_source(look.unmirror(d, grid)) for d in detections])
+        start = time.perf_counter()
+        limits = self.plan.inference
+        fused = [
+            fuse(slices, score_threshold=limits.score_threshold, limit=limits.detections_per_slice)
+            for slices in zip(*found, strict=True)
+        ]
+        seconds["fusion"] += time.perf_counter() - start
+        return fused
+
+
+def _pixels(place: GridPlace) -> int:
+    return place.geometry.spatial_shape[0] * place.size[0] * place.size[1]
+
+
+def check_alike(plans: Sequence[Plan], names: Sequence[str]) -> None:
+    """Refuse (ModelError) models that cannot be put together: other labels, channels or direction of slices.
+
+    Args:
+        plans: of the models.
+        names: what each is called in errors, for example its folder.
+    """
+    first = plans[0]
+    for plan, name in zip(plans[1:], names[1:], strict=True):
+        for what, ours, theirs in (
+            ("labels", _labels(first), _labels(plan)),
+            ("channels", ", ".join(first.input.channel_names), ", ".join(plan.input.channel_names)),
+            ("orientation", first.input.orientation, plan.input.orientation),
+        ):
+            if ours != theirs:
+                raise ModelError(
+                    f"{name}: the model's {what} {theirs}, expected those of {names[0]} ({ours}); put models of one "
+                    "cohort together"
+                )
+
+
+def _labels(plan: Plan) -> str:
+    return ", ".join(f"{label.id} {label.name} ({label.kind})" for label in plan.labels)
+
+
+def load_models(runs: Sequence[Path | str], device: torch.device) -> list[Predictor]:
+    """Load training runs that are to be put together, for example the folds of one cohort.
+
+    Raises:
+        ModelError: no run there, weights that do not fit their plan, or models that do not go together.
+        ConfigError: a plan that cannot be read.
+    """
+    models = [Predictor(*load_run(run, device), device) for run in runs]
+    check_alike([model.plan for model in models], [str(run) for run in runs])
+    return models
