@@ -41,6 +41,7 @@ def _register() -> None:
         phantom,
         plan,
         predict,
+        report,
         train,
         tune_linking,
     )
@@ -48,7 +49,7 @@ def _register() -> None:
     panels = {
         "Try it": (demo, phantom),
         "From labelled cases to a model": (check, plan, train, tune_linking),
-        "Use a model, and judge it": (predict, evaluate, measure),
+        "Use a model, and judge it": (predict, evaluate, report, measure),
         "Images and masks": (info, convert, export),
     }
     for panel, verbs in panels.items():

@@ -16,18 +16,40 @@ from medseg.io.dicom_context import DicomContext
 from medseg.io.dicom_seg_labels import predicted_by
 from medseg.io.label_tables import write_bids_table, write_itksnap_table
 from medseg.metrics.measurement import measure
+from medseg.reporting.case_report import RUN_FILE, CaseReport, save_case
 from medseg.reporting.overlay import save_overlay
-from medseg.reporting.tables import write_measurements_csv, write_measurements_json
+from medseg.reporting.tables import measurement_dict, write_measurements_csv, write_measurements_json
 from medseg.values.geometry import spacing_of
 from medseg.values.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SavedPrediction:
-    """The files of a case, and what the flat label map lost to overlaps, ml per instance id."""
+    """A case that was saved; a notebook shows its pictures and objects.
+
+    Attributes:
+        files: what was written.
+        lost_ml: what the flat label map lost to overlaps, ml per instance id.
+        folder: where the files are.
+        case: what its report shows.
+    """
 
     files: tuple[Path, ...]
     lost_ml: dict[int, float]
+    folder: Path
+    case: CaseReport
+
+    def report(self) -> Path:
+        """Write report.html, one page that works without a network, and a thumbnail beside the files; return its path.
+
+        Example:
+            >>> prediction, saved = predictor.run([Path("study")], Path("results"), "case")  # doctest: +SKIP
+            >>> saved.report()  # doctest: +SKIP
+        """
+        return save_case(self.case, self.folder)
+
+    def _repr_html_(self) -> str:
+        return self.case._repr_html_()
 
 
 def save_prediction(
@@ -79,32 +101,39 @@ def save_prediction(
             f"{sum(lost.values()):.2f} ml of {len(lost)} objects are covered by objects of higher score in the flat "
             f"label map; {name}.seg.nrrd keeps them"
         )
-    files.append(folder / "run.json")
-    write_json(
-        files[-1],
-        {
-            **provenance,
-            "case": name,
-            "instances": len(instances),
-            "overlap_lost_ml": lost,
-            "linking": {
-                "optimality_gap": prediction.optimality_gap,
-                "doubtful_joins": [
-                    {
-                        "instance": join.instance,
-                        "point_lps_mm": [round(v, 2) for v in join.point_mm],
-                        "log_odds": round(join.log_odds, 3),
-                        "confidence": round(join.confidence, 3),
-                    }
-                    for join in prediction.doubtful_joins
-                ],
-            },
-            "warnings": warnings,
-            "seconds": {stage: round(s, 3) for stage, s in prediction.seconds.items()},
-            "notice": "Research use only; not for diagnosis or treatment.",
+    files.append(folder / RUN_FILE)
+    run = {
+        **provenance,
+        "case": name,
+        "instances": len(instances),
+        "overlap_lost_ml": lost,
+        "linking": {
+            "optimality_gap": prediction.optimality_gap,
+            "doubtful_joins": [
+                {
+                    "instance": join.instance,
+                    "point_lps_mm": [round(v, 2) for v in join.point_mm],
+                    "log_odds": round(join.log_odds, 3),
+                    "confidence": round(join.confidence, 3),
+                }
+                for join in prediction.doubtful_joins
+            ],
         },
+        "warnings": warnings,
+        "display_window": display_window(plan),
+        "seconds": {stage: round(s, 3) for stage, s in prediction.seconds.items()},
+        "notice": "Research use only; not for diagnosis or treatment.",
+    }
+    write_json(files[-1], run)
+    case = CaseReport(
+        name=name,
+        instances=instances,
+        volume=volume,
+        window=display_window(plan),
+        measurements=[measurement_dict(m) for m in measurements],
+        run=run,
     )
-    return SavedPrediction(files=tuple(files), lost_ml=lost)
+    return SavedPrediction(files=tuple(files), lost_ml=lost, folder=folder, case=case)
 
 
 def display_window(plan: Plan) -> tuple[float, float] | None:

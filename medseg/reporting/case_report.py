@@ -11,7 +11,7 @@ from highdicom import Volume
 
 from medseg.errors import InputError
 from medseg.io import read_instances
-from medseg.io.atomic import write_text
+from medseg.io.atomic import atomic_path, write_text
 from medseg.metrics.measurement import measure
 from medseg.reporting.html import amount, data_uri, for_script, niivue, number, packed, render
 from medseg.reporting.pictures import Picture, slice_pictures
@@ -23,6 +23,8 @@ from medseg.values.instances import InstanceSet
 
 REPORT_FILE = "report.html"
 RUN_FILE = "run.json"
+#: The picture of a case in the index of its cohort is called NAME and this.
+THUMBNAIL_ENDING = "_thumbnail.jpg"
 #: Axial pictures of a report.
 PICTURES = 6
 #: Doubtful joins that are told one by one.
@@ -128,6 +130,15 @@ def describe_case(
     )
 
 
+def save_case(case: CaseReport, folder: Path) -> Path:
+    """Write a case's report.html and, where there is an image, the thumbnail of it; return the report's path."""
+    if case.volume is not None:
+        picture = case.pictures(1)[0]
+        with atomic_path(folder / f"{case.name}{THUMBNAIL_ENDING}") as temporary:
+            temporary.write_bytes(picture.jpeg)
+    return case.save(folder / REPORT_FILE)
+
+
 def read_case(folder: Path | str, volume: Volume | None = None) -> CaseReport:
     """Read the report of a case from the files that `medseg predict` wrote.
 
@@ -140,11 +151,11 @@ def read_case(folder: Path | str, volume: Volume | None = None) -> CaseReport:
         GeometryError: the image is not that of the objects.
     """
     folder = Path(folder)
-    run = _read_json(folder / RUN_FILE)
+    run = read_json(folder / RUN_FILE)
     name = run.get("case")
     if not isinstance(name, str) or Path(name).name != name:
         raise InputError(f"{folder / RUN_FILE}: names no case; expected a folder of a case that medseg predict wrote")
-    measurements = _read_json(folder / f"{name}_measurements.json").get("measurements", [])
+    measurements = read_json(folder / f"{name}_measurements.json").get("measurements", [])
     instances = read_instances(folder / f"{name}.seg.nrrd")
     if [m.get("id") for m in measurements] != [i.id for i in instances]:
         raise InputError(f"{folder / f'{name}_measurements.json'}: is not about the objects of {name}.seg.nrrd")
@@ -178,7 +189,12 @@ def case_warnings(
     return warnings
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a result.
+
+    Raises:
+        InputError: not there, or not readable as such.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

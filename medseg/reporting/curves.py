@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from medseg.errors import InputError
@@ -78,6 +79,9 @@ def _draw_losses(axes: Axes, metrics: Columns, losses: Sequence[str]) -> None:
         label = "sum" if name == "loss" else name.replace("_", " ")
         axes.plot(*_thinned(metrics["step"], values), color=colour, linewidth=1.3, label=label)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # 0.2, 0.5, 1 ...: a range of losses is often no decade
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("losses")
     if axes.lines:
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

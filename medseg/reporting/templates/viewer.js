@@ -93,7 +93,7 @@
     const rows = new Map([...document.querySelectorAll("tr[data-object]")].map((row) => [Number(row.dataset.object), row]));
     const choose = (id) => { for (const [key, row] of rows) row.classList.toggle("chosen", key === id); };
     const goTo = (point) => {
-      nv.scene.crosshairPos = nv.mm2frac(point);
+      nv.scene.crosshairPos = nv.mm2frac(point, 0, true);  // true: in the patient, however the slices lie
       nv.createOnLocationChange();
       nv.drawScene();
     };

@@ -1,0 +1,75 @@
+"""`medseg report`: pages from the files that predict, evaluate and train left."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli import console
+from medseg.cli.reading import SERIES
+from medseg.errors import ConfigError, InputError, MedsegError
+
+NAME = "report"
+
+
+def run(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RESULTS", help="Folder that predict (of one case or of a cohort), evaluate or train wrote."
+        ),
+    ],
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Image of the case, or the cohort of the cases: adds pictures and a viewer."),
+    ] = None,
+    series: SERIES = None,
+) -> None:
+    """Write report.html of results that are there, and index.html of a cohort's: pages that need no network."""
+    from medseg.reporting.case_report import RUN_FILE, read_json
+    from medseg.reporting.cohort_index import case_folders, save_index
+
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; expected one that medseg predict, evaluate or train wrote")
+    if (folder / RUN_FILE).is_file() and "case" in read_json(folder / RUN_FILE):
+        console.wrote(_report_case(folder, image, series))
+        return
+    cases = case_folders(folder)
+    if not cases:
+        raise InputError(f"{folder}: no results in it; expected a folder that medseg predict, evaluate or train wrote")
+    failed = _report_cases(cases, image)
+    console.wrote(save_index(folder))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _report_case(folder: Path, image: Path | None, series: str | None) -> Path:
+    from medseg.io import read_volume
+    from medseg.reporting.case_report import read_case, save_case
+
+    volume = None if image is None else read_volume(image, series=series, track=console.track, note=console.warn)
+    return save_case(read_case(folder, volume), folder)
+
+
+def _report_cases(folders: list[Path], image: Path | None) -> int:
+    """Write the report of each case, and return how many could not be."""
+    from medseg.data.cohort import find_studies
+    from medseg.reporting.case_report import REPORT_FILE
+
+    cohort = None if image is None else find_studies(image, console.track)
+    if image is not None and cohort is None:
+        raise ConfigError(f"{image}: one study, but there are {len(folders)} cases; name the cohort of them")
+    images = {} if cohort is None else {row.name: (row.images[0], row.series) for row in cohort.rows}
+    if image is not None and (strangers := [f.name for f in folders if f.name not in images]):
+        console.warn(f"{image} has no case called {', '.join(strangers)}: no image, so no pictures and no viewer")
+    failed = 0
+    for folder in console.track(folders, "reports"):
+        # without its image, a report that has a viewer would become one that has none
+        if folder.name not in images and (folder / REPORT_FILE).exists():
+            continue
+        try:
+            console.wrote(_report_case(folder, *images.get(folder.name, (None, None))))
+        except MedsegError as error:
+            failed += 1
+            console.err.print(f"failed: {folder.name}: {error}", style="red", markup=False)
+    return failed

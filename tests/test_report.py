@@ -1,0 +1,346 @@
+"""Pages of results: what is in them, that nothing in them runs or leaks, and what a real browser shows."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser, find_browser
+
+from medseg.errors import InputError
+from medseg.labels import Label, LabelTable
+from medseg.reporting.case_report import case_warnings, describe_case, read_case
+from medseg.reporting.cohort_index import save_failures, save_index, without_paths
+from medseg.reporting.html import for_script
+from medseg.reporting.viewer import BUDGET, MAX_VOXELS, unpacked, viewer_data
+from medseg.values.geometry import make_volume
+from medseg.values.instances import InstanceSet
+
+HARD = '</script><img src=x onerror="document.title=1">'
+QUOTED = "\"'><script>document.title=2</script>&amp;"
+LABELS = LabelTable(
+    [
+        Label(id=1, name="organ", colour=(230, 159, 0)),
+        Label(id=2, name=HARD, colour=(0, 114, 178)),
+        Label(id=3, name=QUOTED, colour=(0, 158, 115)),
+    ]
+)
+SHAPE = (15, 37, 43)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """An oblique CT of 3.0 x 1.4 x 1.2 mm: an organ, one object inside it, one elsewhere that touches the border."""
+    turn = np.deg2rad([11.0, -7.0, 19.0])
+    (a, b, c), (d, e, f) = np.cos(turn), np.sin(turn)
+    about = (
+        np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
+        @ np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
+        @ np.array([[1, 0, 0], [0, a, -d], [0, d, a]])
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = about @ np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]]) * [3.0, 1.4, 1.2]
+    affine[:3, 3] = (-37.2, 51.9, -813.4)
+    masks = np.zeros((3, *SHAPE), bool)
+    masks[0, 3:12, 6:28, 5:26] = True
+    masks[1, 5:9, 12:20, 9:17] = True
+    masks[2, 6:15, 8:20, 30:40] = True
+    array = np.full(SHAPE, -1000, np.int16)
+    array[:, 2:35, 2:41] = 40
+    volume = make_volume(array, affine, "volume")
+    return volume, InstanceSet.from_masks(zip((1, 2, 3), masks, strict=True), volume, LABELS)
+
+
+RUN = {
+    "case": "x",
+    "patient_id": "DOE^JANE",
+    "warnings": ["pixels of 9 mm are much coarser than the 2 mm of training"],
+    "linking": {"doubtful_joins": [{"instance": 2, "point_lps_mm": [-13.7, 74.5, -795.2], "confidence": 0.61}]},
+    "environment": {"medseg": "0.1.0"},
+    "seconds": {"read": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def page(case, tmp_path_factory):
+    """The report of the case, with a name that could break it."""
+    folder = tmp_path_factory.mktemp("pages")
+    return describe_case(HARD, *case, (-160.0, 240.0), RUN).save(folder / "report.html")
+
+
+def embedded(text):
+    return json.loads(re.search(r'id="viewer-data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_text_can_neither_end_a_script_nor_become_markup(page):
+    text = page.read_text()
+    assert HARD not in text and QUOTED not in text and "<img src=x" not in text
+    assert [o["name"] for o in embedded(text)["objects"]] == ["organ", HARD, QUOTED]
+    assert "\u2028" not in for_script(["\u2028"]) and json.loads(for_script({"a": float("nan")})) == {"a": None}
+
+
+def test_the_page_forbids_everything_but_its_own_scripts(page):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html.unescape(page.read_text()))[1]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data: blob:"
+    assert all(source.startswith("'sha256-") for source in rules["script-src"].split())
+    assert "http:" not in policy and "https:" not in policy
+
+
+def test_what_a_report_says(page, case):
+    text = page.read_text()
+    assert text.count("Research use only") == 2
+    assert "much coarser than the 2 mm of training" in text.replace("Pixels", "pixels")
+    assert "confidence 0.61" in text and "DOE^" not in text
+    warnings = case_warnings(case[1], [{"name": "organ", "touches_border": True}], {})
+    assert warnings == [
+        "Cut by the field of view, perhaps: organ reaches the edge of the image; sizes may be too small"
+    ]
+    empty = InstanceSet.build([], case[0], LABELS)
+    assert case_warnings(empty, [], {}) == ["Nothing found"]
+    assert "Nothing was found" in describe_case("x", case[0], empty, None).html()
+
+
+def test_a_notebook_shows_pictures_and_objects(case):
+    text = describe_case("x", *case, (-160.0, 240.0), RUN)._repr_html_()
+    assert text.count("<img") >= 2 and "organ" in text and "<script" not in text
+
+
+# What the viewer is given.
+
+
+def paint(data):
+    """Return the embedded objects as [object, slice, row, column] on the page's grid."""
+    bits, start = np.frombuffer(unpacked(data["masks"]), np.uint8), 0
+    painted = np.zeros((len(data["objects"]), *data["shape"][::-1]), bool)
+    for target, entry in zip(painted, data["objects"], strict=True):
+        x, y, z, nx, ny, nz = entry["box"]
+        size = -(-nx * ny * nz // 8)
+        mask = np.unpackbits(bits[start : start + size], bitorder="little")[: nx * ny * nz].reshape(nz, ny, nx)
+        target[z : z + nz, y : y + ny, x : x + nx] = mask
+        start += size
+    return painted
+
+
+def centres(data, painted):
+    """Return the centroid of each object in RAS mm from its voxels and the embedded affine."""
+    affine = np.array(data["affine"]).reshape(4, 4)
+    return [affine[:3, :3] @ np.argwhere(mask)[:, ::-1].mean(axis=0) + affine[:3, 3] for mask in painted]
+
+
+def test_objects_keep_their_voxels_overlap_and_place(case):
+    volume, instances = case
+    data = viewer_data(volume, instances, (-160.0, 240.0))
+    painted = paint(data)
+    assert data["factors"] == [1, 1, 1]
+    assert [int(m.sum()) for m in painted] == [i.voxels for i in instances]
+    assert int((painted[0] & painted[1]).sum()) == instances[2].voxels
+    for instance, entry, centre in zip(instances, data["objects"], centres(data, painted), strict=True):
+        index = np.argwhere(instance.mask).mean(axis=0) + instance.offset
+        lps = volume.affine[:3, :3] @ index + volume.affine[:3, 3]
+        np.testing.assert_allclose(entry["centroid"], lps * (-1, -1, 1), atol=1e-3)
+        np.testing.assert_allclose(centre, entry["centroid"], atol=1e-2)
+        assert entry["colour"] == list(instances.colours()[instance.id - 1])
+
+
+def test_a_large_image_is_reduced_in_place_and_small_objects_stay(rng):
+    shape = (3, 2100, 2200)
+    affine = np.diag([5.0, 0.7, 0.6, 1.0])[[2, 1, 0, 3]][:, [0, 1, 2, 3]]
+    volume = make_volume(rng.integers(-200, 300, shape).astype(np.int16), affine, "large")
+    mask = np.zeros(shape, bool)
+    mask[1, 1201, 701] = True
+    data = viewer_data(volume, InstanceSet.from_masks([(1, mask)], volume, LABELS), (-160.0, 240.0))
+    assert max(data["factors"][:2]) > 1 and data["factors"][2] == 1
+    assert np.prod(data["shape"]) <= MAX_VOXELS and len(data["image"]) <= 1.4 * BUDGET
+    painted = paint(data)
+    assert painted.sum() == 1
+    # the one voxel lies within the reduced one
+    difference = np.abs(centres(data, painted)[0] - data["objects"][0]["centroid"])
+    assert (difference <= np.array([0.6, 0.7, 5.0]) * data["factors"] / 2).all()
+
+
+def test_grey_levels_follow_the_scale(case):
+    volume, instances = case
+    data = viewer_data(volume, instances, (-160.0, 240.0))
+    grey = np.frombuffer(unpacked(data["image"]), np.uint8)
+    assert len(np.unique(grey)) == 2
+    name, black, white = data["windows"][0]
+    # 40 HU is the middle of -160 to 240
+    assert name == "As in the pictures" and abs((grey.max() - black) / (white - black) - 0.5) < 0.01
+    assert viewer_data(volume, instances, None)["windows"][0] == ["Full range", 0.0, 255.0]
+
+
+# Folders of results.
+
+
+def save_results(folder, case, names):
+    from network_fixtures import tiny_plan
+
+    from medseg.inference.predictor import Prediction
+    from medseg.inference.result import save_prediction
+
+    volume, instances = case
+    prediction = Prediction(instances=instances, warnings=(), seconds={"read": 1.0})
+    return [save_prediction(folder / n, n, volume, prediction, tiny_plan(), {"patient_id": "DOE^JANE"}) for n in names]
+
+
+def test_a_report_is_rebuilt_from_the_saved_files(case, tmp_path):
+    volume, instances = case
+    (saved,) = save_results(tmp_path, case, ["x"])
+    path = saved.report()
+    assert path == tmp_path / "x" / "report.html" and (tmp_path / "x" / "x_thumbnail.jpg").is_file()
+    assert read_case(tmp_path / "x", volume).html() == path.read_text()
+    without = read_case(tmp_path / "x").html()
+    assert "viewer-data" not in without and "data:image/png" in without and "DOE^" not in without
+    (tmp_path / "x" / "x_measurements.json").write_text('{"measurements": []}')
+    with pytest.raises(InputError, match="not about the objects"):
+        read_case(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("/data/DOE JANE/study/1.dcm: truncated", "(file): truncated"),
+        ("cannot read /mnt/DOE^JANE/x.nii.gz (broken)", "cannot read (file) (broken)"),
+        ("../DOE/x.nii: 3 of 4 slices; 2.0 mm", "(file): 3 of 4 slices; 2.0 mm"),
+        (r"C:\scans\DOE\1.dcm: empty", "(file): empty"),
+    ],
+)
+def test_reasons_lose_their_paths(reason, expected, tmp_path):
+    assert without_paths(reason, [Path("/data/DOE JANE/study")]) == expected
+
+
+@pytest.fixture(scope="module")
+def index(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    save_results(folder, case, ["b case", "a#1"])[0].report()
+    save_failures(folder, {"lost": HARD})
+    return save_index(folder)
+
+
+def test_an_index_lists_cases_totals_and_failures(index):
+    text = index.read_text()
+    assert 'href="b%20case/report.html"' in text and ">a#1<" in text and "DOE^" not in text
+    assert text.count("data:image/jpeg") == 1 and "<img src=x" not in text and "lost" in text
+    save_failures(index.parent, {})
+    assert "Failed</h2>" not in save_index(index.parent).read_text()
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium on this machine (Debian, Ubuntu: apt install chromium)")
+    running = Browser(program)
+    running.size(700, 600)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser, page):
+    browser.open(page, "document.documentElement.dataset.viewer === 'ready'")
+    return browser
+
+
+def crosshair(browser):
+    return browser.evaluate("Array.from(medsegViewer.frac2mm(medsegViewer.scene.crosshairPos, 0, true)).slice(0, 3)")
+
+
+def test_the_viewer_opens_without_complaint_or_request(opened):
+    assert opened.complaints() == [] and opened.requests() == []
+    assert opened.evaluate("document.title") == HARD
+    assert opened.evaluate("document.images.length && [...document.images].every((i) => i.naturalWidth > 0)")
+    assert opened.evaluate("[...document.querySelectorAll('td.name')].map((cell) => cell.textContent)") == [
+        "organ", HARD, QUOTED,
+    ]  # fmt: skip
+    assert not opened.evaluate("document.querySelectorAll('img[onerror]').length")
+
+
+@pytest.mark.parametrize("number", [3, 1, 2])
+def test_a_click_on_a_row_goes_to_the_object(opened, page, number):
+    opened.evaluate(f"document.querySelector('tr [data-go=\"{number}\"]').click()")
+    expected = embedded(page.read_text())["objects"][number - 1]
+    np.testing.assert_allclose(crosshair(opened), expected["centroid"], atol=0.05)
+    assert opened.evaluate("document.querySelector('tr.chosen').dataset.object") == str(number)
+    if number > 1:  # the centroid of the organ lies within the object inside it
+        assert opened.evaluate("document.getElementById('place').textContent").endswith(f": {expected['name']}")
+
+
+def test_a_doubtful_join_is_a_click_away(opened):
+    opened.evaluate("document.querySelector('.warnings [data-go]').click()")
+    np.testing.assert_allclose(crosshair(opened), (13.7, -74.5, -795.2), atol=0.05)
+
+
+def colour_at(browser, tmp_path, point):
+    """Return the screen's colour where the axial view shows a point (RAS mm)."""
+    from matplotlib.image import imread
+
+    browser.frame()
+    x, y = browser.evaluate(
+        f"""(() => {{
+            const place = medsegViewer.frac2canvasPos(medsegViewer.mm2frac({point}, 0, true));
+            const canvas = document.getElementById("canvas"), box = canvas.getBoundingClientRect();
+            return [box.left + place[0] * box.width / canvas.width, box.top + place[1] * box.height / canvas.height];
+        }})()"""
+    )
+    browser.screenshot(tmp_path / "screen.png")
+    return imread(tmp_path / "screen.png")[round(y), round(x), :3] * 255
+
+
+def test_the_canvas_shows_an_object_in_its_colour(opened, page, tmp_path):
+    inner = embedded(page.read_text())["objects"][1]
+    opened.evaluate("document.querySelector('tr [data-go=\"2\"]').click()")
+    opened.evaluate("document.querySelector('[data-view=axial]').click()")
+    opened.evaluate("medsegViewer.setCrosshairWidth(0)")
+    opened.evaluate("document.getElementById('screen').scrollIntoView()")
+    slider = "document.getElementById('opacity')"
+    opened.evaluate(f"{slider}.value = 100, {slider}.dispatchEvent(new Event('input'))")
+    np.testing.assert_allclose(colour_at(opened, tmp_path, inner["centroid"]), inner["colour"], atol=12)
+    # hidden, it gives way to the organ around it, and that to the grey of 40 HU
+    for number, expected in ((2, (230, 159, 0)), (1, (128, 128, 128))):
+        opened.evaluate(f"document.querySelector('[data-show=\"{number}\"]').click()")
+        np.testing.assert_allclose(colour_at(opened, tmp_path, inner["centroid"]), expected, atol=12)
+    assert opened.complaints() == []
+
+
+def assert_no_sideways_scroll(browser):
+    for width in (390, 1280):
+        browser.size(width, 500)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_case_does_not_scroll_sideways(opened):
+    opened.evaluate("document.querySelector('[data-view=axial]').click()")
+    assert_no_sideways_scroll(opened)
+
+
+def test_without_webgl_the_pictures_remain(browser, page):
+    blind = "HTMLCanvasElement.prototype.getContext = () => null"
+    script = browser.send("Page.addScriptToEvaluateOnNewDocument", source=blind)["identifier"]
+    browser.open(page, "document.getElementById('viewer-state').textContent.includes('WebGL')")
+    browser.send("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+    assert "offers no WebGL 2" in browser.evaluate("document.getElementById('viewer-state').textContent")
+    assert (
+        browser.evaluate("[...document.images].filter((i) => i.naturalWidth > 300 && i.offsetHeight > 100).length") >= 3
+    )
+    assert not browser.evaluate("document.getElementById('canvas').checkVisibility()")
+    assert browser.complaints() == [] and browser.requests() == []
+
+
+def test_an_index_fits_and_is_sorted_by_a_click(browser, index):
+    browser.open(index)
+    assert_no_sideways_scroll(browser)
+    assert browser.complaints() == [] and browser.requests() == []
+    cases = "[...document.querySelectorAll('td.name a, tbody tr td.name')].map((c) => c.textContent)"
+    button = "[...document.querySelectorAll('button.sort')].find((b) => b.textContent === 'Case').click()"
+    browser.evaluate(button)
+    first = browser.evaluate(cases)
+    browser.evaluate(button)
+    assert first != browser.evaluate(cases)
+    assert browser.evaluate("document.querySelector('th[aria-sort]').ariaSort") == "descending"
