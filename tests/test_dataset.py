@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from medseg.data.cache import CachedCase, CachedObject, load_case, prepare_case
 from medseg.data.context import network_input
-from medseg.data.dataset import MIN_VISIBLE_PIXELS, SOLID, Sample, SliceDataset
+from medseg.data.dataset import MIN_VISIBLE_PIXELS, SOLID, SliceDataset
+from medseg.data.sample import Patch, Sample
 from medseg.errors import InputError
 from medseg.labels import LabelTable
 
@@ -25,7 +26,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
 
 
 def equal(a: Sample, b: Sample) -> bool:
-    return a.seed == b.seed and all(torch.equal(x, y) for x, y in zip(a[:5], b[:5], strict=True))
+    """Whether all bits are equal, of what the sample consists of and of what it becomes."""
+    numbers = [[patch.number for patch in sample.patches] for sample in (a, b)]
+    pairs = ((a.image, b.image), (a.masks(), b.masks()), (a.covered(2), b.covered(2)), (a.classes(), b.classes()))
+    alike = np.array_equal(a.boxes, b.boxes) and all(torch.equal(*pair) for pair in pairs)
+    return a.seed == b.seed and numbers[0] == numbers[1] and alike
 
 
 def test_a_sample_depends_on_seed_and_number_alone(cases: list[CachedCase]) -> None:
@@ -50,12 +55,13 @@ def test_boxes_enclose_their_masks(cases: list[CachedCase], augmented: bool) -> 
     dataset = SliceDataset(cases, tiny_plan({"training.augment": augmented}), 40, seed=0)
     objects = 0
     for i in range(40):
-        image, boxes, classes, masks, covered, _ = dataset[i]
-        assert image.shape == (1, 64, 64) and masks.shape == (len(boxes), 64, 64)
-        assert image.dtype == boxes.dtype == torch.float32 and classes.dtype == torch.int64
-        assert masks.dtype == covered.dtype == torch.uint8 and covered.shape == (2, 64, 64)
-        for box, mask, number in zip(boxes, masks.numpy() >= SOLID, classes, strict=True):
-            assert (covered[number - 1].numpy() >= SOLID)[mask].all()
+        sample = dataset[i]
+        boxes, classes, masks, covered = sample.boxes, sample.classes(), sample.masks(), sample.covered(2)
+        assert sample.image.shape == (1, 64, 64) and masks.shape == (len(boxes), 64, 64)
+        assert sample.image.dtype == masks.dtype == covered.dtype == torch.float32 and classes.dtype == torch.int64
+        assert boxes.dtype == np.float32 and covered.shape == (2, 64, 64) and float(covered.max()) <= 1
+        for box, mask, number in zip(boxes, masks.numpy() >= SOLID / 255, classes, strict=True):
+            assert (covered[number - 1].numpy() >= SOLID / 255)[mask].all()
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             assert mask.sum() >= MIN_VISIBLE_PIXELS
@@ -69,12 +75,12 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
     plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 32]})
     dataset = SliceDataset(cases, plan, 30, seed=1)
     for i in range(30):
-        image, _, classes, masks, covered, _ = dataset[i]
+        sample = dataset[i]
         matches = [
             (case, z, r, c)
             for case in cases
             for z in range(case.array.shape[1])
-            for r, c in windows_with(network_input(case.array, z, 5.0, plan.input), image.numpy())
+            for r, c in windows_with(network_input(case.array, z, 5.0, plan.input), sample.image.numpy())
         ]
         assert len(matches) == 1
         case, z, r, c = matches[0]
@@ -88,10 +94,24 @@ def test_without_augmentation_a_sample_is_a_crop(cases: list[CachedCase]) -> Non
             everything[item.label - 1] |= part
             if part.sum() >= MIN_VISIBLE_PIXELS:
                 expected.append((item.label, part))
-        assert classes.tolist() == [label for label, _ in expected]  # ids 1, 2 are classes 1, 2
-        for mask, (_, part) in zip(masks.numpy(), expected, strict=True):
-            np.testing.assert_array_equal(mask, 255 * part)
-        np.testing.assert_array_equal(covered.numpy(), 255 * everything)
+        assert sample.classes().tolist() == [label for label, _ in expected]  # ids 1, 2 are classes 1, 2
+        for mask, (_, part) in zip(sample.masks().numpy(), expected, strict=True):
+            np.testing.assert_array_equal(mask, part)
+        np.testing.assert_array_equal(sample.covered(2).numpy(), everything)
+
+
+def test_masks_are_painted_where_patches_lie_and_the_larger_share_counts() -> None:
+    """Two targets that overlap, and a third object, cut off too far to be one, which counts as covered all the same."""
+    first = Patch(2, np.full((2, 3), 255, np.uint8), (1, 1))
+    second = Patch(2, np.full((3, 2), 51, np.uint8), (2, 3))
+    other = Patch(1, np.full((1, 1), 102, np.uint8), (4, 0))
+    sample = Sample(torch.zeros(3, 5, 7), np.zeros((2, 4), np.float32), (first, second, other), seed=0)
+    expected = torch.zeros(2, 5, 7)
+    expected[0, 1:3, 1:4], expected[1, 2:5, 3:5] = 1, 0.2
+    assert torch.equal(sample.masks(), expected) and sample.classes().tolist() == [2, 2]
+    covered = sample.covered(3)
+    assert torch.equal(covered[1], expected.amax(0)) and covered[0].sum() == covered[0, 4, 0] == 0.4
+    assert not covered[2].any()
 
 
 def test_focused_crops_show_small_objects(cases: list[CachedCase]) -> None:
@@ -99,7 +119,7 @@ def test_focused_crops_show_small_objects(cases: list[CachedCase]) -> None:
     focused = tiny_plan({"training.augment": False, "training.focus_fraction": 1.0, "training.crop_size": [96, 96]})
     samples = [SliceDataset(cases, focused, 20, seed=1)[i] for i in range(20)]
     assert {tuple(sample.image.shape) for sample in samples} == {(1, 64, 64)}
-    assert all(2 in sample.classes for sample in samples)
+    assert all(2 in sample.classes() for sample in samples)
     half = SliceDataset(cases, focused.with_overrides({"training.focus_fraction": 0.5}), 40, seed=1)
     assert 10 < sum(half[i].image.shape[1] == 96 for i in range(40)) < 30
 
@@ -117,12 +137,13 @@ def test_slices_smaller_than_the_crop_are_padded_with_their_edge() -> None:
     geometry = VolumeGeometry(np.diag([5.0, 2.0, 2.0, 1.0]), array.shape[1:], "PATIENT")
     case = CachedCase(name="small", array=array, geometry=geometry, slice_spacing_mm=5.0, objects=(item,))
     plan = tiny_plan({"training.augment": False, "training.crop_size": [32, 64]}, LabelTable.from_names(["organ"]))
-    image, boxes, _, masks, _, _ = SliceDataset([case], plan, 5, seed=0)[0]
+    sample = SliceDataset([case], plan, 5, seed=0)[0]
+    image = sample.image
     top, left = (32 - 10) // 2, (64 - 12) // 2
     inside = image[0, top : top + 10, left : left + 12]
     assert any(np.array_equal(inside, network_input(array, z, 5.0, plan.input)[0]) for z in range(3))
     np.testing.assert_array_equal(image, np.pad(inside[None], ((0, 0), (top, 22 - top), (left, 52 - left)), "edge"))
-    assert boxes.tolist() == [[left + 2, top + 3, left + 7, top + 7]] and masks.sum() == 20 * 255
+    assert sample.boxes.tolist() == [[left + 2, top + 3, left + 7, top + 7]] and sample.masks().sum() == 20
 
 
 def test_samples_are_drawn_as_often_as_the_plan_says(cases: list[CachedCase]) -> None:
@@ -181,7 +202,7 @@ def test_slices_without_objects_are_samples_too(cases: list[CachedCase]) -> None
     empty = [sample for sample in (dataset[i] for i in range(60)) if not len(sample.boxes)]
     assert 5 < len(empty) < 55  # the first and last slices hold nothing
     sample = empty[0]
-    assert sample.boxes.shape == (0, 4) and sample.masks.shape == (0, 64, 64) and sample.classes.shape == (0,)
+    assert sample.boxes.shape == (0, 4) and sample.masks().shape == (0, 64, 64) and sample.classes().shape == (0,)
 
 
 def test_classes_are_drawn_as_the_plan_balances_them(cases: list[CachedCase]) -> None:

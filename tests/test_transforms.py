@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from monai.transforms import AdjustContrast
 from scipy import ndimage
 
-from medseg.data.transforms import blur, change_intensities, lower_resolution
+from medseg.data.transforms import adjust_gamma, blur, change_intensities, lower_resolution
 from medseg.errors import ConfigError
 from medseg.values.augmentation import AugmentationPlan
 
@@ -42,6 +43,9 @@ def test_gamma_keeps_the_range_and_the_order(image: torch.Tensor) -> None:
     out = changed(image, only(gamma_share=1.0, gamma=(2.0, 2.0)))
     low, high = image.min(), image.max()
     torch.testing.assert_close(out, ((image - low) / (high - low)) ** 2 * (high - low) + low, atol=1e-5, rtol=0)
+    for gamma in (0.8, 1.25):
+        np.testing.assert_allclose(adjust_gamma(image, gamma), AdjustContrast(gamma=gamma)(image), atol=1e-6)
+    assert torch.equal(adjust_gamma(torch.full((1, 5, 7), 0.3), 1.2), torch.full((1, 5, 7), 0.3))
 
 
 def test_blur_is_a_gaussian(image: torch.Tensor) -> None:

@@ -91,16 +91,16 @@ def test_the_spline_reproduces_shifts_and_stretches() -> None:
     view = Warp((35.0, 45.0), SIZE, np.eye(2), control)
     plain = Warp((35.0, 45.0), SIZE, np.eye(2))
     moved = (view.grid - plain.grid).numpy()
-    np.testing.assert_allclose(moved[0], 2.5, atol=1e-4)
+    np.testing.assert_allclose(moved[..., 1], 2.5, atol=1e-4)
     along = 0.7 * (np.arange(64) + 0.5) * CONTROL_SQUARES / 64
-    np.testing.assert_allclose(moved[1], np.broadcast_to(along, SIZE), atol=1e-4)
+    np.testing.assert_allclose(moved[..., 0], np.broadcast_to(along, SIZE), atol=1e-4)
 
 
 def test_the_strongest_bend_folds_nothing() -> None:
     for seed in range(10):
         plan = AugmentationPlan(elastic_share=1.0, elastic=0.4, zoom=0.0, shear=0.0)
         view = drawn(seed, plan, rotate=0.0, flips=False)
-        dr, dc = (np.gradient(view.grid[i].numpy().astype(float)) for i in range(2))
+        dr, dc = (np.gradient(view.grid[..., i].numpy().astype(float)) for i in (1, 0))
         assert (dr[0] * dc[1] - dr[1] * dc[0]).min() > 0
 
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from medseg.data.cache import CachedCase
 from medseg.data.context import network_input
+from medseg.data.sample import Patch, Sample
 from medseg.data.transforms import change_intensities
-from medseg.data.warp import Crop, Seen, View, draw_warp
+from medseg.data.warp import Crop, View, draw_warp
 from medseg.errors import InputError
 from medseg.values.plan import Plan
 
@@ -27,23 +27,6 @@ MIN_VISIBLE_PIXELS = 3.0
 SOLID = 128
 #: An object is small where a focused crop is this many times as large.
 FOCUS_MARGIN = 3.0
-
-
-class Sample(NamedTuple):
-    """One training slice.
-
-    image [C, H, W] float32; boxes [G, 4] in pixels; classes [G] int64 in 1..K; masks [G, H, W] uint8, 255 where an
-    object covers the whole pixel (a quarter of float32 on the way from the workers); covered [K, H, W] uint8, the same
-    for any object of a class, those cut off too far to be targets included; seed of what is drawn at random in its
-    losses.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    classes: Tensor
-    masks: Tensor
-    covered: Tensor
-    seed: int
 
 
 class _Place(NamedTuple):
@@ -166,8 +149,8 @@ class SliceDataset(Dataset[Sample]):
 
     def _sample(self, image: Tensor, case: CachedCase, place: _Place, view: View, seed: int) -> Sample:
         """Box the objects that are still to be seen in a view of a slice."""
-        covered = torch.zeros((len(self.class_of), *place.size), dtype=torch.uint8)
-        targets: list[tuple[int, Seen, list[int]]] = []
+        targets: list[tuple[list[int], Patch]] = []
+        others: list[Patch] = []
         for item in case.objects:
             z = place.slice_index - item.offset[0]
             if not 0 <= z < item.shape[0] or not item.areas[z]:
@@ -175,24 +158,14 @@ class SliceDataset(Dataset[Sample]):
             seen = view.see(item.plane(place.slice_index), item.offset[1:])
             if seen is None:
                 continue
-            number = self.class_of[item.label]
-            patch = _patch(covered[number - 1], seen)
-            torch.maximum(patch, seen.share, out=patch)
-            solid = seen.share.numpy() >= SOLID
+            patch = Patch(self.class_of[item.label], seen.share, seen.corner)
+            solid = seen.share >= SOLID
             if np.count_nonzero(solid) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * seen.whole):
-                targets.append((number, seen, _box(solid, seen.corner)))
-        masks = torch.zeros((len(targets), *place.size), dtype=torch.uint8)
-        for mask, (_, seen, _) in zip(masks, targets, strict=True):
-            _patch(mask, seen).copy_(seen.share)
-        boxes = torch.tensor([box for _, _, box in targets], dtype=torch.float32).reshape(-1, 4)
-        classes = torch.tensor([number for number, _, _ in targets], dtype=torch.int64)
-        return Sample(image, boxes, classes, masks, covered, seed)
-
-
-def _patch(whole: Tensor, seen: Seen) -> Tensor:
-    """Return the part of [H, W] that the patch of an object covers."""
-    (row, column), (rows, columns) = seen.corner, seen.share.shape
-    return whole[row : row + rows, column : column + columns]
+                targets.append((_box(solid, seen.corner), patch))
+            else:
+                others.append(patch)
+        boxes = np.array([box for box, _ in targets], np.float32).reshape(-1, 4)
+        return Sample(image, boxes, (*(patch for _, patch in targets), *others), seed)
 
 
 def _box(solid: NDArray[np.bool_], corner: tuple[int, int]) -> list[int]:

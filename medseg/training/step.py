@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from medseg.data.dataset import Sample
+from medseg.data.sample import Sample
 from medseg.models.heads import Target
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.training.distributed import ALONE, World
@@ -102,10 +102,10 @@ class Stepper:
         images = torch.stack([s.image for s in samples]).to(self.device, non_blocking=True)
         targets = [
             Target(
-                boxes=s.boxes.to(self.device),
-                classes=s.classes.to(self.device),
-                masks=s.masks.to(self.device) / 255,
-                covered=s.covered.to(self.device) / 255,
+                boxes=torch.from_numpy(s.boxes).to(self.device),
+                classes=s.classes().to(self.device),
+                masks=s.masks(self.device),
+                covered=s.covered(self.model.roi_heads.classes, self.device),
                 seed=s.seed,
             )
             for s in samples
