@@ -18,7 +18,7 @@ from medseg.values.linking_plan import LinkingPlan, LinkWeights
 
 LABELS = LabelTable.from_names(["organ", "lesion", "vertebra"], kinds={"lesion": "components", "vertebra": "ids"})
 ORGAN, LESION, VERTEBRA = 1, 2, 3
-PLAN = LinkingPlan(gap_mm=6.0, link_iou=0.3, gap_iou=0.4, min_score=0.3)
+PLAN = LinkingPlan(gap_mm=6.0, link_iou=0.3, gap_iou=0.4, min_score=0.3, length_ratio=0.5)
 
 
 def grid(shape=(11, 60, 70), spacing_mm=(5.0, 0.8, 0.7), rotated=False):
@@ -297,10 +297,13 @@ def test_short_objects_are_dropped_by_their_length_in_mm(min_extent_mm, objects)
     assert len(link(parts, grid(), LABELS, plan)) == objects
 
 
-@pytest.mark.parametrize(("z", "slice_mm", "score"), [(4, 5.0, 0.9), (4, 2.0, 0.225), (0, 2.0, 0.9), (10, 2.0, 0.9)])
+@pytest.mark.parametrize(
+    ("z", "slice_mm", "score"),
+    [(4, 5.0, 0.9), (4, 2.5, 0.3), (4, 2.0, 0.225), (4, 1.0, 0.225), (0, 2.0, 0.9), (10, 2.0, 0.9)],
+)
 def test_neighbours_that_should_have_shown_it_count_in_the_score(z, slice_mm, score):
-    # 20 x 20 pixels are a disc of 16.9 mm: half of that is 1 slice of 5 mm or 4 of 2 mm. At the ends of the
-    # volume the object may go on outside. An organ may be flat.
+    # 20 x 20 pixels are a disc of 16.9 mm: half of that is 1 slice of 5 mm, 3 of 2.5 mm, 4 of 2 mm, or 8 of 1 mm, of
+    # which three count besides the one seen. At the ends of the volume the object may go on outside. An organ may be flat.
     plan = PLAN.model_copy(update={"min_score": 0.1})
     geometry = grid(spacing_mm=(slice_mm, 0.8, 0.7))
     found = link([rectangle(z, 10, 10, 20, 20), rectangle(z, 10, 10, 20, 20, label=ORGAN)], geometry, LABELS, plan)

@@ -211,7 +211,7 @@ def test_weights_are_found_again():
 
 def test_the_fit_is_the_minimum_that_a_general_optimiser_finds():
     pairs = random_pairs(np.random.default_rng(5), 300, LinkWeights(score=1.0), (0.3, 0.4))
-    plan = LinkingPlan()
+    plan = LinkingPlan(link_iou=0.3, gap_iou=0.4)
     fitted = fit_weights(pairs, plan)
     w0 = np.array([6.0, 5.0, -0.15, -4.0, 0.0])
     prior = np.concatenate([[-neutral_features(0.3) @ w0, -neutral_features(0.4) @ w0], w0])

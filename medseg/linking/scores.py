@@ -7,6 +7,10 @@ from numpy.typing import ArrayLike
 
 from medseg.linking.nodes import Nodes
 
+#: Slices beyond its ends that count against an object: a finding of one slice falls to a quarter of its score, a flat
+#: object that was seen in many keeps most of it.
+MOST_UNSEEN = 3
+
 
 def object_score(nodes: Nodes, tracks: Sequence[Sequence[int]], unseen: int) -> float:
     """Return the mean score of the slices that should show an object, each weighted by the object's diameter in it.
@@ -48,15 +52,15 @@ def unseen_slices(
     """Return how many slices beyond the ends of a track should show its object.
 
     An object that is much shorter than it is wide should be as many slices long as ``length_ratio`` times its
-    diameter in the plane covers wholly: a finding 20 mm wide in one slice of 1 mm is missing from its neighbours. An
-    object that reaches the first or last slice of the volume may go on outside it: none.
+    diameter in the plane covers wholly: a finding 20 mm wide in one slice of 1 mm is missing from its neighbours; of
+    them, `MOST_UNSEEN` count. An object that reaches the first or last slice of the volume may go on outside it: none.
     """
     z0, z1 = int(nodes.slices[track[0]]), int(nodes.slices[track[-1]])
     if z0 == 0 or z1 == depth - 1:
         return 0
     pixels = max(int(nodes.areas[i]) for i in track)
     diameter_mm = float(np.sqrt(4 / np.pi * pixels * spacing_mm[1] * spacing_mm[2]))
-    return max(0, int(length_ratio * diameter_mm / spacing_mm[0] + 1e-6) - (z1 - z0 + 1))
+    return min(MOST_UNSEEN, max(0, int(length_ratio * diameter_mm / spacing_mm[0] + 1e-6) - (z1 - z0 + 1)))
 
 
 def fit_isotonic(scores: ArrayLike, true: ArrayLike) -> tuple[tuple[float, float], ...]:

@@ -38,9 +38,9 @@ class LinkingPlan(Section):
     #: when k times the slice spacing is at most this (5 mm slices and 6 mm: one slice).
     gap_mm: float = Field(6.0, ge=0)
     #: IoU of the masks of two slices at which they are as likely the same object as not.
-    link_iou: float = Field(0.3, gt=0, lt=1)
-    #: The same for masks with an empty slice between them.
-    gap_iou: float = Field(0.4, gt=0, lt=1)
+    link_iou: float = Field(0.2, gt=0, lt=1)
+    #: The same for masks with an empty slice between them. Lower, as an object moves on and changes in the meantime.
+    gap_iou: float = Field(0.1, gt=0, lt=1)
     weights: LinkWeights = LinkWeights()
     #: Detections of one slice and class are one where their masks have this IoU ...
     duplicate_iou: float = Field(0.5, gt=0, le=1)
@@ -62,8 +62,8 @@ class LinkingPlan(Section):
     #: the slice spacing. 0: each slice as it was detected.
     smooth_mm: float = Field(0.0, ge=0)
     #: An object (not of a `single` label) is expected to be this share of its diameter in the plane long;
-    #: where it is shorter, the slices that should have shown it count 0 in its score. 0: expect nothing.
-    length_ratio: float = Field(0.5, ge=0)
+    #: where it is shorter, up to three slices that should have shown it count 0 in its score. 0: expect nothing.
+    length_ratio: float = Field(1.0, ge=0)
     #: Objects scored lower than this (before calibration) are dropped; the score is the mean over the slices that
     #: should show the object, weighted by its diameter in them.
     min_score: float = Field(0.4, ge=0, le=1)
