@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,8 @@ from typer.testing import CliRunner
 from medseg.cli import predict
 from medseg.data.cache import load_case, prepare_case
 from medseg.errors import ConfigError, InputError, ModelError
+from medseg.inference.ensemble import Ensemble
+from medseg.inference.passes import PassSettings
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.provenance import hash_files
 from medseg.inference.result import display_window, save_prediction
@@ -290,3 +293,44 @@ def test_predict_of_an_empty_volume_ends_well(run: Path, tmp_path: Path) -> None
     assert not np.asarray(nib.load(folder / "empty_instances.nii.gz").dataobj).any()
     assert json.loads((folder / "run.json").read_text())["warnings"] == ["nothing found"]
     assert len((folder / "empty_measurements.csv").read_text().splitlines()) == 1
+
+
+# -- several passes ---------------------------------------------------------------------------------------------
+
+
+def test_one_plain_pass_and_a_run_with_itself_change_nothing(
+    predictor: Predictor, prediction: Prediction, case: tuple[Volume, InstanceSet]
+) -> None:
+    for models in ([predictor], [predictor, predictor]):
+        found = Ensemble(models).predict(case[:1]).instances
+        assert len(found) == len(prediction.instances)
+        for one, other in zip(found, prediction.instances, strict=True):
+            assert (one.label, one.score, one.offset) == (other.label, other.score, other.offset)
+            np.testing.assert_array_equal(one.mask, other.mask)
+
+
+def test_the_record_tells_the_passes(run: Path, case: tuple[Volume, InstanceSet], tmp_path: Path) -> None:
+    """A real network goes through every kind of pass; what it finds then is no matter after seconds of training."""
+    shutil.copytree(run, tmp_path / "second")
+    plan = (run / "plan.yaml").read_text().replace("flip_columns: false", "flip_columns: true")
+    (tmp_path / "second" / "plan.yaml").write_text(plan)
+    write_volume(tmp_path / "x.nii.gz", case[0])
+    heard: list[str] = []
+    settings = PassSettings(scales=(0.9,), views=True)
+    predictor = StudyPredictor([run, tmp_path / "second"], CPU, settings)
+    prediction, _ = predictor.run([tmp_path / "x.nii.gz"], tmp_path, "x", tell=heard.append)
+    record = json.loads((tmp_path / "x" / "run.json").read_text())
+    hashes = [hash_files([folder / "plan.yaml", folder / "model.safetensors"]) for folder in (run, tmp_path / "second")]
+    assert record["model_sha256"] == hashes and hashes[0] != hashes[1]
+    factor = record["passes"].pop("cost_factor")
+    assert record["passes"] == {
+        "models": 2, "flips": False, "scales": [0.9], "views": True, "view_weight": 2.0, "count": 12,
+    }  # fmt: skip
+    assert heard == [f"x: 12 network passes, about {factor:.3g} times the time of one"]
+    assert {"read", "grid", "network", "fusion", "linking"} <= set(record["seconds"])
+    assert {i.label for i in prediction.instances} <= {1, 2}
+    mirrored = StudyPredictor([tmp_path / "second"], CPU, PassSettings(flips=True)).predictor
+    assert isinstance(mirrored, Ensemble) and mirrored.cost(case[:1]).passes == 2
+    assert {i.label for i in mirrored.predict(case[:1]).instances} <= {1, 2}
+    with pytest.raises(ConfigError, match="flips: the model was trained without mirroring"):
+        StudyPredictor([run], CPU, PassSettings(flips=True))

@@ -73,3 +73,8 @@ def wrote(path: Path | str) -> None:
 def warn(text: str) -> None:
     """Print one warning line to standard error."""
     err.print("warning: " + " ".join(text.split()), style="yellow", markup=False)
+
+
+def tell(text: str) -> None:
+    """Print one line about what is going on to standard error."""
+    err.print(" ".join(text.split()), markup=False)

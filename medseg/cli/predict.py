@@ -27,7 +27,15 @@ def run(
             "sequences) takes one -i for each, in the order of input.channel_names in its plan.yaml, or one 4-D NIfTI.",
         ),
     ],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a training run (medseg train -o).")],
+    models: Annotated[
+        list[Path],
+        typer.Option(
+            "--model",
+            "-m",
+            help="Folder of a training run (medseg train -o). Several -m, such as the folds of one cohort, look at the "
+            "study together (an ensemble).",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results, a folder per case in it.")],
     name: Annotated[
         str | None,
@@ -37,11 +45,24 @@ def run(
     resample_uneven: RESAMPLE_UNEVEN = False,
     resample_tilt: RESAMPLE_TILT = False,
     nifti_form: NIFTI_FORM = None,
+    flips: Annotated[
+        bool,
+        typer.Option("--flips", help="Also look at mirrored slices, as far as the model's training mirrored them."),
+    ] = False,
+    scales: Annotated[
+        list[float] | None,
+        typer.Option("--scale", help="Also look at slices enlarged by this factor, 0.5 to 2; once for each factor."),
+    ] = None,
+    views: Annotated[
+        bool,
+        typer.Option("--views", help="Also look across the slices (coronal, sagittal) to tell what belongs together."),
+    ] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
     keep_identity: KEEP_IDENTITY = False,
 ) -> None:
     """Find the objects of a study (or of every case of a cohort) and write masks, measurements and a picture."""
+    from medseg.inference.passes import PassSettings
     from medseg.inference.study import StudyPredictor, study_name
     from medseg.io.atomic import check_apart, check_folder
     from medseg.io.cohort_table import TABLE_NAME, read_cohort_table
@@ -54,7 +75,8 @@ def run(
     if name is not None and (not name or "/" in name or "\\" in name or name.startswith(".")):
         raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
     check_folder(out)
-    predictor = StudyPredictor(model, chosen)
+    passes = PassSettings(flips=flips, scales=tuple(scales or ()), views=views)
+    predictor = StudyPredictor(models, chosen, passes)
     if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
         studies = [(row.name, row.images) for row in read_cohort_table(source, images=False)]
         if len(sources) > 1:
@@ -82,6 +104,7 @@ def run(
                 nifti_form=nifti_form,
                 keep_identity=keep_identity,
                 note=console.warn,
+                tell=console.tell,
             )
         except MedsegError as error:
             if len(studies) == 1:

@@ -9,8 +9,9 @@ prediction = ensemble.predict(study)
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from highdicom import Volume
@@ -104,6 +105,11 @@ class Ensemble:
             (view.spread(self._detect(view.volumes, ACQUISITION, seconds, track)), view.geometry) for view in views
         ]
         return link_study(detections, place, volumes[0], self.plan, seconds, across)
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the network looks at a study, for run.json; ``view_weight`` is what the views count in linking."""
+        weight = self.plan.linking.weights.view if self.settings.views else None
+        return {"models": len(self.models), **asdict(self.settings), "view_weight": weight}
 
     def _inputs(self, orientation: Orientation) -> Iterator[tuple[Predictor, Look, InputPlan]]:
         """Give the passes over images that lie in an orientation, with the input that each wants."""

@@ -1,7 +1,6 @@
 """Ways in which the network looks at the same slices: mirrored, enlarged, reduced (test-time augmentation)."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from medseg.data.grid import NetworkGrid
 from medseg.errors import ConfigError
@@ -88,7 +87,3 @@ class PassSettings:
             )
         scales = (1.0, *self.scales)
         return tuple(Look(flip_rows=r, flip_columns=c, scale=s) for s in scales for r in rows for c in columns)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings for run.json."""
-        return {"flips": self.flips, "scales": [1.0, *self.scales], "views": self.views}

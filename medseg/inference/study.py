@@ -11,10 +11,12 @@ from highdicom import Volume, VolumeGeometry
 
 from medseg.data.grid import check_channels, stack_channels
 from medseg.errors import MedsegError
+from medseg.inference.ensemble import Ensemble, load_models
+from medseg.inference.passes import PassSettings
 from medseg.inference.predictor import Prediction, Predictor
 from medseg.inference.provenance import environment, hash_files
 from medseg.inference.result import SavedPrediction, save_prediction
-from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE, load_run
+from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.io import list_series, read_volume
 from medseg.io.cohort_table import stem_of
 from medseg.io.dicom_context import DicomContext
@@ -71,14 +73,26 @@ def series_context(study: Path, series: str | None, grid: VolumeGeometry) -> tup
 
 
 class StudyPredictor:
-    """A trained run, opened once and applied to studies."""
+    """A trained run, or several as an ensemble, opened once and applied to studies.
 
-    def __init__(self, run: Path, device: torch.device):
-        plan, model = load_run(run, device)
-        self.plan = plan
+    Args:
+        runs: folder of a training run; or of several of the same labels, channels and orientation.
+        device: where to compute.
+        passes: how often each model looks at a study; None: once.
+
+    Raises:
+        ModelError, ConfigError: see `load_models` and `Ensemble`.
+    """
+
+    def __init__(self, runs: Path | Sequence[Path], device: torch.device, passes: PassSettings | None = None):
+        folders = (runs,) if isinstance(runs, Path) else tuple(runs)
+        models = load_models(folders, device)
+        settings = passes or PassSettings()
+        alone = len(models) == 1 and settings == PassSettings()
+        self.predictor: Predictor | Ensemble = models[0] if alone else Ensemble(models, settings)
+        self.plan = self.predictor.plan
         self.device = device
-        self.predictor = Predictor(plan, model, device)
-        self.model_hash = hash_files([run / PLAN_FILE, run / WEIGHTS_FILE])
+        self.model_hashes = [hash_files([folder / PLAN_FILE, folder / WEIGHTS_FILE]) for folder in folders]
 
     def run(
         self,
@@ -93,6 +107,7 @@ class StudyPredictor:
         nifti_form: str | None = None,
         keep_identity: bool = False,
         note: Note = unheard,
+        tell: Note = unheard,
     ) -> tuple[Prediction, SavedPrediction]:
         """Read a study, find its objects, and write them to ``out / name``, on the grid of its first image.
 
@@ -105,6 +120,7 @@ class StudyPredictor:
             track: progress.
             keep_identity: run.json says the PatientID; otherwise nothing that is written names the patient.
             note: told what is amiss in a file.
+            tell: told what several passes will cost, before the first.
 
         Raises:
             InputError: another number of images than the plan's, or one that cannot be read.
@@ -134,6 +150,13 @@ class StudyPredictor:
         volume = volumes[0]
         stacked = stack_channels(volumes, names)
         seconds = {"read": time.perf_counter() - start}
+        passes = {}
+        if isinstance(self.predictor, Ensemble):
+            cost = self.predictor.cost(stacked)
+            tell(f"{name}: {cost}")
+            passes = {
+                "passes": {**self.predictor.describe(), "count": cost.passes, "cost_factor": round(cost.factor, 3)}
+            }
         prediction = self.predictor.predict(stacked, track)
         prediction.seconds.update(seconds)
         context, problem = series_context(study[0], series, volume.get_geometry())
@@ -145,7 +168,8 @@ class StudyPredictor:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "input_sha256": hash_files([file for image in study for file in study_files(image, series)]),
             "input_grid": describe_grid(volume),
-            "model_sha256": self.model_hash,
+            "model_sha256": self.model_hashes[0] if len(self.model_hashes) == 1 else self.model_hashes,
             "seed": self.plan.training.seed,
+            **passes,
         }
         return prediction, save_prediction(out / name, name, volume, prediction, self.plan, provenance, context)
