@@ -1,23 +1,24 @@
 """Predictions in files against references in files: reading, tables and summary.
 
-`medseg.io.case_files` says which layouts are understood, for the reference and the prediction alike. Cases are
+`medseg.data.label_cases` says which layouts are understood, for the reference and the prediction alike. Cases are
 paired by name, classes by name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
+from medseg.data.cohort import lists_cases
+from medseg.data.label_cases import find_label_cases
 from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.io.atomic import check_folder, write_csv, write_json
-from medseg.io.case_files import image_files, label_files
-from medseg.io.cohort_table import TABLE_NAME, read_cohort_labels, read_label_file
+from medseg.io.cohort_table import CohortRow, read_label_file
 from medseg.io.instance_pairs import read_pair
-from medseg.labels import LabelTable
+from medseg.labels import Kind, LabelTable
 from medseg.metrics.case import TOLERANCES_MM, check_settings
 from medseg.metrics.comparison import compare
 from medseg.metrics.detection import DetectionScore
@@ -36,6 +37,7 @@ from medseg.metrics.evaluation import (
 from medseg.metrics.surface import Surface
 from medseg.progress import Track, silent
 from medseg.values.instances import InstanceSet
+from medseg.values.kinds import by_kind
 
 #: Columns of the tables; those of the surface scores, which depend on the settings, follow.
 PER_CASE_COLUMNS = (
@@ -120,6 +122,7 @@ def evaluate_files(
     *,
     settings: Settings | None = None,
     labels: Path | str | None = None,
+    kinds: Mapping[str, Kind] | None = None,
     image: Path | str | None = None,
     workers: int = 1,
     track: Track = silent,
@@ -127,13 +130,14 @@ def evaluate_files(
     """Evaluate every case of a reference and write per_instance.csv, per_case.csv and summary.json.
 
     Args:
-        reference, prediction: a label file, a folder of them, or a cohort (`medseg.io.case_files`).
+        reference, prediction: a label file, a folder of them, or a cohort (`medseg.data.label_cases`).
         out: folder for the results, made where missing; not that of the reference or the prediction.
         settings: how to judge; None is `Settings()`.
-        labels: JSON label table of the reference; without it the labels.json beside the reference, else
-            what the label files bring themselves. The prediction's is the labels.json beside it, else its own.
+        labels: JSON label table of the reference; without it the labels.json beside the reference, else what its
+            dataset.json or the label files say. The prediction's is found in the same way.
+        kinds: label name -> what its objects are in the reference, which wins over the label table's.
         image: the image of the only case, read where neither of its files has a grid (`medseg.io.instance_pairs`);
-            in a cohort each case has the image of the table.
+            in a cohort each case has its own.
         workers: processes that evaluate cases, 1 or more; the results do not depend on it. A script that asks for
             more than one guards its own start with ``if __name__ == "__main__"``.
         track: reports progress over cases.
@@ -155,11 +159,12 @@ def evaluate_files(
     if workers < 1:
         raise ConfigError(f"workers {workers}: expected 1 or more")
     _check_apart(out, reference, prediction)
-    table = read_label_file(labels) if labels is not None else read_cohort_labels(reference)
-    predicted_table = read_cohort_labels(prediction)
-    references = label_files(reference)
-    predictions = label_files(prediction)
-    if reference.is_file() and reference.name != TABLE_NAME and len(predictions) == 1:
+    table = read_label_file(labels) if labels is not None else None
+    known = find_label_cases(reference, labels=table, kinds=kinds)
+    found = find_label_cases(prediction)
+    references = {row.name: row for row in known.rows}
+    predictions = {row.name: row.label for row in found.rows}
+    if not known.layout and reference.is_file() and len(predictions) == 1:
         # One file against one prediction: what the case is called does not matter.
         predictions = {name: file for name in references for file in predictions.values()}
     if not references.keys() & predictions.keys():
@@ -168,31 +173,37 @@ def evaluate_files(
             f"the predictions are {_some(predictions)}"
         )
     check_folder(out)
-    images = _images(reference, references, image)
+    if image is not None and len(references) > 1:
+        raise ConfigError(
+            f"{image} is one image, but {reference} has {len(references)} cases; list their images in a cohort.csv"
+        )
     jobs = [
         _Job(
-            name=name, reference=file, prediction=predictions[name], image=images.get(name),
-            reference_labels=table, prediction_labels=predicted_table, settings=settings,
+            row=row if image is None else replace(row, images=(Path(image).absolute(),), series=None),
+            prediction=predictions[name], labels=(known.labels, found.labels), regions=(known.regions, found.regions),
+            by_kind=bool(known.layout or kinds), settings=settings,
         )
-        for name, file in references.items()
+        for name, row in references.items()
         if name in predictions
     ]  # fmt: skip
     failures = {name: f"no prediction in {prediction}" for name in references if name not in predictions}
+    failures |= {case.name: case.reason for case in found.broken if case.name in references}
+    failures |= {case.name: case.reason for case in known.broken}
     cases: dict[str, CaseResult] = {}
     remarks: dict[str, tuple[str, ...]] = {}
     ids: dict[str, dict[str, int | None]] = {}
     for job, done in zip(jobs, track(_evaluate_all(jobs, workers), "evaluating", len(jobs)), strict=True):
         if isinstance(done, str):
-            failures[job.name] = done
+            failures[job.row.name] = done
         else:
-            cases[job.name] = done.result
+            cases[job.row.name] = done.result
             ids = ids or done.ids
             if done.remarks:
-                remarks[job.name] = done.remarks
+                remarks[job.row.name] = done.remarks
     if not cases:
         name, reason = next(iter(failures.items()))
         raise InputError(f"none of {len(failures)} cases could be evaluated; the first, {name}: {reason}")
-    extra = tuple(sorted(predictions.keys() - references.keys()))
+    extra = tuple(sorted(predictions.keys() - references.keys() - failures.keys()))
     summary = summarise(
         cases,
         resamples=settings.resamples,
@@ -220,6 +231,7 @@ def compare_files(
     *,
     settings: Settings | None = None,
     labels: Path | str | None = None,
+    kinds: Mapping[str, Kind] | None = None,
     image: Path | str | None = None,
     workers: int = 1,
     track: Track = silent,
@@ -230,7 +242,7 @@ def compare_files(
     comparison.json beside them.
 
     Args:
-        reference, out, settings, labels, image, workers, track: see `evaluate_files`.
+        reference, out, settings, labels, kinds, image, workers, track: see `evaluate_files`.
         predictions: the two.
 
     Raises:
@@ -240,11 +252,11 @@ def compare_files(
     out = Path(out).absolute()
     for prediction in predictions:  # both, before the first takes its time
         _check_apart(out, Path(reference), Path(prediction))
-        label_files(Path(prediction))
+        find_label_cases(Path(prediction))
     first, second = (
         evaluate_files(
             reference, prediction, out / f"prediction_{number}",
-            settings=settings, labels=labels, image=image, workers=workers, track=track,
+            settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, track=track,
         )
         for number, prediction in enumerate(predictions, start=1)
     )  # fmt: skip
@@ -259,12 +271,11 @@ def compare_files(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    name: str
-    reference: Path
+    row: CohortRow
     prediction: Path
-    image: Path | None
-    reference_labels: LabelTable | None
-    prediction_labels: LabelTable | None
+    labels: tuple[LabelTable | None, LabelTable | None]
+    regions: tuple[Mapping[int, Sequence[int]], Mapping[int, Sequence[int]]]
+    by_kind: bool
     settings: Settings
 
 
@@ -295,8 +306,18 @@ def _evaluate(job: _Job) -> _Done | str:
     settings = job.settings
     remarks: list[str] = []
     try:
-        labels = job.reference_labels, job.prediction_labels
-        expected, found = read_pair(job.reference, job.prediction, labels=labels, image=job.image, note=remarks.append)
+        row = job.row
+        expected, found = read_pair(
+            row.label,
+            job.prediction,
+            labels=job.labels,
+            regions=job.regions,
+            image=row.images[0] if row.images else None,
+            series=row.series,
+            note=remarks.append,
+        )
+        if job.by_kind and job.labels[0] is not None:  # as training has them
+            expected = by_kind(expected)
         _check_common_class(expected.labels, found.labels)
         result = evaluate_case(
             expected,
@@ -312,21 +333,10 @@ def _evaluate(job: _Job) -> _Done | str:
     return _Done(result=result, ids=_label_ids(expected, found), remarks=tuple(remarks))
 
 
-def _images(reference: Path, cases: Mapping[str, Path], image: Path | str | None) -> Mapping[str, Path]:
-    """Return the image of each case that has one."""
-    if image is None:
-        return image_files(reference)
-    if len(cases) > 1:
-        raise ConfigError(
-            f"{image} is one image, but {reference} has {len(cases)} cases; list their images in a {TABLE_NAME}"
-        )
-    return dict.fromkeys(cases, Path(image).absolute())
-
-
 def _check_apart(out: Path, *inputs: Path) -> None:
     """Refuse results that would lie among the files they are about."""
     for given in inputs:
-        folder = given.parent if given.name == TABLE_NAME else given
+        folder = given.parent if given.is_file() and lists_cases(given) else given
         if folder.is_dir() and folder.resolve() == out.resolve():
             raise InputError(f"{out}: holds files to be evaluated, results would mix with them; name another folder")
 
@@ -339,7 +349,7 @@ def _check_common_class(reference: LabelTable, prediction: LabelTable) -> None:
         )
 
 
-def _some(cases: Mapping[str, Path]) -> str:
+def _some(cases: Iterable[str]) -> str:
     names = sorted(cases)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

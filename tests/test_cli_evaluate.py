@@ -49,7 +49,7 @@ def grid(oblique_geometry: VolumeGeometry) -> VolumeGeometry:
 def cohort(tmp_path: Path, grid: VolumeGeometry) -> tuple[Path, Path]:
     """Three cases: a reference with DICOM folders, and predictions as `medseg predict` writes them."""
     reference, prediction = tmp_path / "ref", tmp_path / "pred"
-    rows = ["image,label,patient"]
+    rows = ["image,label,case"]
     for name, shift in (("case_0", 0), ("case_1", 1), ("case_2", 2)):
         write_instances(reference / name / "label.seg.nrrd", runs(grid, ("liver", 0, 20), ("lesion", 2, 8)))
         # The lesion lies in the liver: a flat map would lose voxels of the liver, the segmentation keeps them.
@@ -57,7 +57,7 @@ def cohort(tmp_path: Path, grid: VolumeGeometry) -> tuple[Path, Path]:
         found = found.moved(AxisMap(order=(2, 0, 1), flips=(True, False, False)))
         write_instances(prediction / name / f"{name}.seg.nrrd", found)
         write_instances(prediction / name / f"{name}_instances.nii.gz", found)
-        rows.append(f"{name}/dicom,{name}/label.seg.nrrd,p{shift}")
+        rows.append(f"{name}/dicom,{name}/label.seg.nrrd,{name}")
     (reference / "cohort.csv").write_text("\n".join(rows) + "\n")
     write_json(reference / "labels.json", LABELS.to_dict())
     return reference, prediction

@@ -16,6 +16,7 @@ from network_fixtures import LABELS, TINY, simple_case
 from medseg.cli import main
 from medseg.io import read_instances, write_ct_series, write_instances, write_volume
 from medseg.io.atomic import write_json
+from medseg.io.dicom_context import read_dicom_context
 from medseg.training.step import Stepper
 from medseg.values.geometry import make_volume
 
@@ -59,7 +60,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             write_volume(folder / "case_0.nii.gz", volume)
         write_instances(folder / f"case_{seed}" / "label.seg.nrrd", truth)
-    rows = ["image,label,patient", "case_0.nii.gz,case_0/label.seg.nrrd,a", "case_1/dicom,case_1/label.seg.nrrd,b"]
+    rows = ["image,label,patient,case", "case_0.nii.gz,case_0/label.seg.nrrd,a,case_0"]
+    rows.append("case_1/dicom,case_1/label.seg.nrrd,b,case_1")
     (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
     write_json(folder / "labels.json", LABELS.to_dict())
     return folder
@@ -155,8 +157,51 @@ def test_a_broken_case_of_a_cohort_fails_alone(run: Run, cohort: Path, trained: 
     code, out, err = run("predict", "-i", tmp_path / "cohort", "-m", trained, "-o", tmp_path / "out", "--device", "cpu")
     assert code == 1
     assert "failed: case_0: " in err and "warning: 1 of 2 cases failed" in err
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_1"]
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == ["case_1"]
     assert (tmp_path / "out" / "case_1" / "run.json").exists()
+
+
+def test_cohorts_of_other_layouts(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
+    """nnU-Net's with a case that lacks its image, and a folder of DICOM per patient, from prediction to scores."""
+    table = {"labels": {"organ": 1, "lesion": 2}, "channel_names": {"0": "CT"}}
+    folder = tmp_path / "nnunet"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps(table))
+    shutil.copy(cohort / "case_0.nii.gz", folder / "imagesTr" / "a_0000.nii.gz")
+    truth = read_instances(cohort / "case_0" / "label.seg.nrrd")
+    for name in ("a", "b"):
+        write_instances(folder / "labelsTr" / f"{name}.nii.gz", truth, format="semantic")
+        (folder / "labelsTr" / f"{name}.json").unlink()
+    arguments = ("-m", trained, "-o", tmp_path / "pred", "--device", "cpu")
+    code, out, err = run("predict", "-i", folder, *arguments)
+    assert code == 1 and "nnU-Net, 2 cases" in out
+    assert re.search(r"failed: b: .*labelsTr/b\.nii\.gz: no image for this label", " ".join(err.split()))
+    assert "warning: 1 of 2 cases failed" in err
+    assert [path.name for path in (tmp_path / "pred").iterdir() if path.is_dir()] == ["a"]
+    arguments = ("-r", folder, "-p", tmp_path / "pred", "-o", tmp_path / "eval", "--surface", "none")
+    code, out, err = run("evaluate", *arguments)
+    assert code == 1 and "failed: b: no prediction in" in err
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary["classes"]["lesion"]["objects"]["reference"] == 1  # both lesions have one value
+    run("evaluate", *arguments, "--kind", "lesion=components")
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary["classes"]["lesion"]["objects"]["reference"] == 2
+
+    for number, patient in enumerate(("Doe", "Roe")):
+        volume, _ = simple_case(number)
+        write_ct_series(tmp_path / "dicom" / patient / "ct", volume, seed=number, description="case")
+        context = read_dicom_context(tmp_path / "dicom" / patient / "ct")
+        write_instances(tmp_path / "dicom" / patient / "seg.dcm", truth, context=context)
+    arguments = ("-m", trained, "-o", tmp_path / "found", "--device", "cpu")
+    code, out, err = run("predict", "-i", tmp_path / "dicom", *arguments)
+    assert code == 0 and "DICOM folder per patient, 2 cases" in out, err
+    scores = ("-o", tmp_path / "scores", "--surface", "none")
+    code, out, err = run("evaluate", "-r", tmp_path / "dicom", "-p", tmp_path / "found", *scores)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert summary["n_cases"] == 2 and summary["classes"]["organ"]["objects"]["reference"] == 2
+    assert not any("Doe" in str(path) for path in (tmp_path / "found").rglob("*"))
 
 
 def test_a_single_study_has_its_name(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:

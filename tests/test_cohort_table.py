@@ -1,13 +1,15 @@
 """Cohort tables: names, paths, and one clear line for every fault."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from dicom_fixtures import SERIES, write_series
+from highdicom import VolumeGeometry
 
 from medseg.errors import InputError
 from medseg.io.cohort_table import (
-    case_name,
     names_patients,
     read_cohort_channels,
     read_cohort_labels,
@@ -40,9 +42,20 @@ def test_stem(name: str, stem: str) -> None:
     assert stem_of(Path("x") / name) == stem
 
 
-def test_case_name_is_the_label_folder_for_dicom_and_the_stem_otherwise() -> None:
-    assert case_name(Path("/c/case_007/dicom"), Path("/c/case_007/label.seg.nrrd")) == "case_007"
-    assert case_name(Path("/c/imagesTr/h_001.nii.gz"), Path("/c/labelsTr/h_001.nii.gz")) == "h_001"
+def test_a_case_is_called_by_its_column_else_by_its_image_and_never_after_a_folder(
+    tmp_path: Path, oblique_geometry: VolumeGeometry
+) -> None:
+    write_series(tmp_path / "Doe_John" / "CT", oblique_geometry)
+    (tmp_path / "Roe").mkdir()
+    files = ("Doe_John/CT", "Roe", "a.b.nii.gz", "Poe/CT", "c.nii")
+    rows = [f"{file},l.nii" for file in files]
+    table = cohort(tmp_path, "\n".join(["image,label", *rows]), "a.b.nii.gz", "l.nii")
+    names = [row.name for row in read_cohort_table(table, images=False)]
+    series = hashlib.sha256(SERIES.encode()).hexdigest()[:10]
+    assert names == [series, "row 3", "a.b", "row 5", "c"]  # a folder without images, one that is not there
+    cohort(tmp_path, "\n".join(["image,label,case", *(f"{row},no {k}" for k, row in enumerate(rows))]))
+    found = read_cohort_table(table, images=False)
+    assert [row.name for row in found] == [row.patient for row in found] == [f"no {k}" for k in range(5)]
 
 
 def test_paths_are_relative_to_the_table_and_columns_may_come_in_any_order(tmp_path: Path) -> None:
@@ -82,6 +95,8 @@ def test_channels_have_a_column_each_and_patients_may_be_left_out(tmp_path: Path
         ("image,label,patient\na.nii,nowhere.nii,p\n", "row 2: label 'nowhere.nii' does not exist"),
         ("image,label,patient\nnowhere.nii,b.nii,p\n", "row 2: image 'nowhere.nii' does not exist"),
         ("image,label,patient\na.nii,b.nii,p\na.nii,b.nii,q\n", "rows 2 and 3: two cases are called 'a'"),
+        ("image,label,case\na.nii,b.nii,p/q\n", "row 2: case 'p/q', expected a plain file name"),
+        ("image,label,case\na.nii,b.nii,\n", "row 2: case empty"),
         ('image,label,patient\n"a.nii,b.nii,p\n', "not a readable"),
     ],
 )

@@ -105,8 +105,8 @@ def test_structure_sets_on_the_images_of_a_cohort(dicom: Path, series: DicomCont
         found = write(tmp_path / "prediction" / case, "found.rtstruct.dcm", lesions(series, 1, 4), series)
         found.rename(found.with_name(f"{case}_rtstruct.dcm"))
     reference, prediction = tmp_path / "reference", tmp_path / "prediction"
-    rows = "".join(f"{dicom},{case}/label.rtstruct.dcm,{case}\n" for case in ("x", "y"))
-    (reference / "cohort.csv").write_text(f"image,label,patient\n{rows}")
+    rows = "".join(f"{dicom},{case}/label.rtstruct.dcm,{case},{case}\n" for case in ("x", "y"))
+    (reference / "cohort.csv").write_text(f"image,label,patient,case\n{rows}")
     result = evaluate_files(reference, prediction, tmp_path / "scores")
     assert list(result.cases) == ["x", "y"] and not result.failures
     assert result.summary["classes"]["lesion"]["voxels"]["dice"]["mean"] == pytest.approx(0.4)

@@ -150,7 +150,13 @@ def test_nndetection_as_it_writes_itself(tmp_path: Path, oblique_geometry: Volum
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"labels": {"whole": [1, 2], "core": 2}}, r"label 'whole' is a region of several values \[1, 2\]"),
+        (
+            {"labels": {"whole": [1, "x"], "core": 2}},
+            r"region 'whole' has the values \[1, 'x'\], expected whole numbers",
+        ),
+        ({"labels": {"whole": [], "core": 2}}, r"region 'whole' has the values \[\], expected whole numbers"),
+        ({"labels": {"whole": [0, 1]}}, r"region 'whole' has the values \[0, 1\]; 0 is the background"),
+        ({"labels": {"whole": [1, 2], "ignore": 3}}, "label 'ignore' marks voxels without annotation"),
         ({"labels": {"a": 1, "ignore": 2}}, "label 'ignore' marks voxels without annotation"),
         ({"labels": {"a": 1, "b": 1}}, "label 1 is called 'a' and 'b'"),
         ({"labels": {"a": 1}, "channel_names": {"x": "T1"}}, "expected names by number"),

@@ -272,7 +272,7 @@ def test_cohort_reads_back_as_dicom_nifti_and_overlapping_truth(cohort: Path) ->
     assert [row.name for row in rows] == ["case_000", "case_001"]
     assert read_cohort_labels(cohort) == phantom_labels()
     with (cohort / "cohort.csv").open() as file:
-        assert next(csv.reader(file)) == ["image", "label", "patient"]
+        assert next(csv.reader(file)) == ["image", "label", "patient", "case"]
     for case, row in enumerate(rows):
         phantom = make_phantom(seed=case_seed(5, case), shape=(33, 45, 49), spacing_mm=(6.0, 6.5, 6.0))
         dicom, nifti = read_volume(row.images[0]), read_volume(cohort / row.name / f"{row.name}.nii.gz")

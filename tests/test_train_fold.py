@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_one_failing_case_does_not_stop_the_final_validation(cohort: Path, tmp_p
     save_plan(tmp_path / "run", plan)
     torch.manual_seed(1)
     save_weights(tmp_path / "run", build_mask_rcnn(plan).state_dict())
-    result = validate_run(tmp_path / "run", rows, found.labels, CPU)
+    result = validate_run(tmp_path / "run", replace(found, rows=rows), CPU)
     assert list(result.failures) == ["case_1"] and "case_1.nii.gz" in result.failures["case_1"]
     assert "\n" not in result.failures["case_1"]
     folder = tmp_path / "run" / "validation"
@@ -188,7 +189,7 @@ def test_one_failing_case_does_not_stop_the_final_validation(cohort: Path, tmp_p
     np.testing.assert_allclose([i.voxels for i in truth], [i.voxels for i in simple_case(2)[1]])
 
     (broken / "case_2.nii.gz").unlink()
-    nothing = validate_run(tmp_path / "run", rows[:2], found.labels, CPU)
+    nothing = validate_run(tmp_path / "run", replace(found, rows=rows[:2]), CPU)
     assert nothing.evaluation is None and set(nothing.failures) == {"case_1", "case_2"}
     assert nothing.figures() == {"cases": 0, "failures": ["case_1", "case_2"]}
     assert not folder.exists()  # nothing of the run before is left to be taken for its result

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from medseg.cli import console
+from medseg.cli.check import KIND_HELP
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class MetricsOption(StrEnum):
 def run(
     reference: Annotated[
         Path,
-        typer.Option("--reference", "-r", help="Label file, folder of label files, or a cohort (cohort.csv)."),
+        typer.Option("--reference", "-r", help="Label file, folder of label files, or a cohort as for training."),
     ],
     prediction: Annotated[
         list[Path],
@@ -50,6 +51,7 @@ def run(
         Path | None,
         typer.Option("--labels", help="JSON label table of the reference, where none lies beside it."),
     ] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
     image: Annotated[
         Path | None,
         typer.Option("--image", help="Image of the one case, where neither file has its grid (RTSTRUCT)."),
@@ -77,6 +79,7 @@ def run(
     workers: Annotated[int, typer.Option("--workers", help="Processes that evaluate cases.")] = 1,
 ) -> None:
     """Compare predictions with references: Dice, surfaces, objects found, FROC, AP, with intervals and plots."""
+    from medseg.data.cohort import parse_kind
     from medseg.evaluation import Settings, compare_files, evaluate_files
     from medseg.reporting.plots import save_comparison_plot, save_plots
 
@@ -95,18 +98,19 @@ def run(
         froc_iou=froc_iou,
         size_edges_mm=tuple(size_edge),
     )
+    kinds = dict(parse_kind(text) for text in kind or [])
     if len(prediction) == 1:
         results = [
             evaluate_files(
                 reference, prediction[0], out,
-                settings=settings, labels=labels, image=image, workers=workers, track=console.track,
+                settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, track=console.track,
             )
         ]  # fmt: skip
         files = [*results[0].files, *save_plots(results[0], out.absolute())]
     else:
         both = compare_files(
             reference, (prediction[0], prediction[1]), out,
-            settings=settings, labels=labels, image=image, workers=workers, track=console.track,
+            settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, track=console.track,
         )  # fmt: skip
         results = list(both.evaluations)
         files = [*both.files, *save_comparison_plot(both, out.absolute())]

@@ -23,8 +23,9 @@ def run(
         typer.Option(
             "--input",
             "-i",
-            help="DICOM folder or file, zip, NIfTI, NRRD, MHA; or a cohort.csv. A model of several channels (MR "
-            "sequences) takes one -i for each, in the order of input.channel_names in its plan.yaml, or one 4-D NIfTI.",
+            help="DICOM folder or file, zip, NIfTI, NRRD, MHA; or a cohort as for training. A model of several "
+            "channels (MR sequences) takes one -i for each, in the order of input.channel_names in its plan.yaml, or "
+            "one 4-D NIfTI.",
         ),
     ],
     models: Annotated[
@@ -60,44 +61,54 @@ def run(
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
     keep_identity: KEEP_IDENTITY = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html per case, and index.html of a cohort.")
+    ] = True,
 ) -> None:
     """Find the objects of a study (or of every case of a cohort) and write masks, measurements and a picture."""
+    from medseg.data.cohort import find_studies
     from medseg.inference.passes import PassSettings
     from medseg.inference.study import StudyPredictor, study_name
     from medseg.io.atomic import check_apart, check_folder
-    from medseg.io.cohort_table import TABLE_NAME, read_cohort_table
+    from medseg.reporting.cohort_index import save_failures, save_index, without_paths
 
     chosen = set_up(device, threads)
     for source in sources:
         if not source.exists():
-            raise ConfigError(f"{source}: no such file or folder; expected a study or a cohort.csv")
+            raise ConfigError(f"{source}: no such file or folder; expected a study or a cohort")
     source = sources[0]
     if name is not None and (not name or "/" in name or "\\" in name or name.startswith(".")):
         raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
     check_folder(out)
     passes = PassSettings(flips=flips, scales=tuple(scales or ()), views=views)
     predictor = StudyPredictor(models, chosen, passes)
-    if source.suffix == ".csv" or (source / TABLE_NAME).is_file():
-        studies = [(row.name, row.images) for row in read_cohort_table(source, images=False)]
+    cohort = find_studies(source, console.track, single=len(sources) > 1 or bool(name or series))
+    failures: dict[str, str] = {}
+    if cohort is not None:
+        studies = [(row.name, row.images, row.series) for row in cohort.rows]
+        failures = {case.name: case.reason for case in cohort.broken}
         if len(sources) > 1:
             raise ConfigError(f"{source}: a cohort is the only input (-i), found {len(sources)} of them")
         if name or series:
             raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
+        console.out.print(f"{cohort.layout}, {len(studies) + len(failures)} cases", markup=False)
     else:
         if series and len(sources) > 1:
             raise ConfigError("--series chooses from one input (-i); give each series its own folder")
-        studies = [(name or study_name(source, series), tuple(sources))]
-    for case, study in studies:
+        studies = [(name or study_name(source, series), tuple(sources), series)]
+    for case, study, _ in studies:
         for image in study:
             check_apart(out / case, image)
-    failures = {}
-    for case, study in studies:
+    for case, reason in failures.items():
+        console.err.print(f"failed: {case}: {reason}", style="red", markup=False)
+    count = len(studies) + len(failures)
+    for case, study, uid in studies:
         try:
             prediction, saved = predictor.run(
                 study,
                 out,
                 case,
-                series,
+                uid,
                 console.track,
                 resample_uneven=resample_uneven,
                 resample_tilt=resample_tilt,
@@ -107,14 +118,21 @@ def run(
                 tell=console.tell,
             )
         except MedsegError as error:
-            if len(studies) == 1:
+            if count == 1:
                 raise
             failures[case] = str(error)
             console.err.print(f"failed: {case}: {error}", style="red", markup=False)
             continue
         show(case, prediction, saved)
+        if report:
+            console.wrote(saved.report())
+    if cohort is not None:
+        inputs = {case: images for case, images, _ in studies}
+        save_failures(out, {case: without_paths(why, inputs.get(case, ())) for case, why in failures.items()})
+        if report:
+            console.wrote(save_index(out))
     if failures:
-        console.warn(f"{len(failures)} of {len(studies)} cases failed")
+        console.warn(f"{len(failures)} of {count} cases failed")
         raise typer.Exit(1)
 
 

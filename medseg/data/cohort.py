@@ -53,24 +53,43 @@ def find_cohort(path: Path | str, kinds: Mapping[str, Kind] | None = None, track
         ConfigError: a kind for a label that the cohort does not have.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such cohort; expected {EXPECTED}")
-    cohort = _look(path, track)
+    cohort = find_cases(path, track)
     own = read_cohort_labels(path)
     if own is not None:
-        cohort = replace(cohort, labels=own)
+        cohort = with_labels(cohort, own, path)
     elif cohort.labels is None:
-        cohort = _with_names(cohort, path)
+        cohort = with_names(cohort, path)
     return with_kinds(cohort, kinds or {}, path)
 
 
-def _look(path: Path, track: Track) -> Cohort:
-    """Tell the layout of a cohort and find its cases."""
+def lists_cases(path: Path) -> bool:
+    """Tell whether a path is a cohort's table, or a folder that holds one."""
+    if path.is_file():
+        return path.name in DATASET_NAMES or path.suffix.lower() == ".csv"
+    return any((path / name).is_file() for name in (TABLE_NAME, *DATASET_NAMES))
+
+
+def find_cases(path: Path, track: Track = silent, *, images: bool = True, labels: bool = True) -> Cohort:
+    """Find the cases of a cohort in any layout (see `find_cohort`); no label file is opened to name its labels.
+
+    Args:
+        path, track: see `find_cohort`.
+        images, labels: whether a case that lacks its images, or its label, is broken: who judges predictions needs no
+            images, who predicts no labels.
+
+    Returns:
+        The cases, with the labels that a ``dataset.json`` names, if there is one and labels are asked for.
+
+    Raises:
+        InputError: nothing there, no or several of the layouts, or a broken table.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such cohort; expected {EXPECTED}")
     if path.is_file():
         if path.name in DATASET_NAMES:
-            return find_dataset(path)
+            return find_dataset(path, images=images, labels=labels)
         if path.suffix.lower() == ".csv":
-            return _find_table(path)
+            return _find_table(path, images=images, labels=labels)
         raise InputError(f"{path}: not a cohort; expected a CSV with the columns image, label, patient, or {EXPECTED}")
     found = [name for name in (TABLE_NAME, *DATASET_NAMES) if (path / name).is_file()]
     if len(found) > 1:
@@ -78,12 +97,40 @@ def _look(path: Path, track: Track) -> Cohort:
             f"{path}: {' and '.join(found)} found, expected one; name the one that counts, {path / found[0]}"
         )
     if found:
-        return _find_table(path / found[0]) if found[0] == TABLE_NAME else find_dataset(path / found[0])
+        find = _find_table if found[0] == TABLE_NAME else find_dataset
+        return find(path / found[0], images=images, labels=labels)
+    patients = find_patients(path, track)
+    if patients is None:
+        raise InputError(f"{path}: not a cohort; expected {EXPECTED}; found {_describe(path)}")
+    return patients
+
+
+def find_patients(path: Path, track: Track = silent) -> Cohort | None:
+    """Return the cases of a folder that holds a folder of DICOM per patient; None where none has a SEG or RTSTRUCT."""
     patients = find_patient_cases(path, track)
     if not patients.rows and not patients.broken:
-        raise InputError(f"{path}: not a cohort; expected {EXPECTED}; found {_describe(path)}")
+        return None
     channels = patients.modalities if len(patients.modalities) == 1 else ONE_CHANNEL
     return Cohort(rows=patients.rows, channels=channels, labels=None, layout=LAYOUT, broken=patients.broken)
+
+
+def find_studies(path: Path, track: Track = silent, *, single: bool = False) -> Cohort | None:
+    """Find the cases of a cohort to predict on, whose labels need not be there; None where a path is a single study.
+
+    Args:
+        path: what exists.
+        track: progress over folders of DICOM.
+        single: the user means a single study, so that folders of DICOM are not looked into: only a table makes these
+            a cohort. Without it they are one where at least two of them hold a segmented series; one such folder
+            may just as well be a study with a segmentation.
+
+    Raises:
+        InputError: see `find_cases`.
+    """
+    if lists_cases(path):
+        return find_cases(path, track, labels=False)
+    patients = find_patients(path, track) if path.is_dir() and not single else None
+    return patients if patients is not None and len({row.images for row in patients.rows}) > 1 else None
 
 
 def _describe(folder: Path) -> str:
@@ -98,10 +145,11 @@ def _describe(folder: Path) -> str:
     return f"{len(entries) - folders} files and {folders} folders, none with a SEG or RTSTRUCT"
 
 
-def _find_table(table: Path) -> Cohort:
+def _find_table(table: Path, *, images: bool, labels: bool) -> Cohort:
     rows, broken = [], []
     for row in read_cohort_table(table, images=False, labels=False):
-        missing = [file for file in (*row.images, row.label) if not file.exists()]
+        needed = (*row.images * images, *(row.label,) * labels)
+        missing = [file for file in needed if not file.exists()]
         if missing:
             broken.append(BrokenCase(name=row.name, reason=f"{missing[0]}: no such file, but {table.name} lists it"))
         else:
@@ -126,8 +174,29 @@ def _patients_by_id(rows: Sequence[CohortRow]) -> list[CohortRow]:
     return grouped
 
 
-def _with_names(cohort: Cohort, path: Path) -> Cohort:
-    """Return the cohort with the labels that its label files name; without a table where none of them does."""
+def with_labels(cohort: Cohort, labels: LabelTable, path: Path) -> Cohort:
+    """Return the cohort with another label table than its layout names.
+
+    Raises:
+        InputError: regions under other names: these are all that tells them apart.
+    """
+    if not cohort.regions or cohort.labels is None:
+        return replace(cohort, labels=labels)
+    if set(labels.names) != set(cohort.labels.names):
+        raise InputError(
+            f"{path}: its labels are the regions {', '.join(cohort.labels.names)}, and the label table names "
+            f"{', '.join(labels.names)}; call them the same in both"
+        )
+    regions = {labels.by_name(label.name).id: cohort.regions[label.id] for label in cohort.labels}
+    return replace(cohort, labels=labels, regions=regions)
+
+
+def with_names(cohort: Cohort, path: Path) -> Cohort:
+    """Return the cohort with the labels that its label files name; without a table where none of them does.
+
+    Raises:
+        InputError: some label files name their labels, and others do not; or tables that do not go together.
+    """
     tables, rows, broken, nameless = [], [], list(cohort.broken), []
     for row in cohort.rows:
         try:
@@ -185,7 +254,10 @@ def with_kinds(cohort: Cohort, kinds: Mapping[str, Kind], path: Path) -> Cohort:
 
 
 def read_case(
-    row: CohortRow, labels: LabelTable | None, note: Note = unheard
+    row: CohortRow,
+    labels: LabelTable | None,
+    note: Note = unheard,
+    regions: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[tuple[Volume, ...], InstanceSet]:
     """Read the images and the label of a case, all of them in the first image's axis order.
 
@@ -193,6 +265,7 @@ def read_case(
         row: the case.
         labels: the cohort's label table; objects are what its kinds say (see `medseg.values.kinds.by_kind`).
         note: takes what reading the label has to remark.
+        regions: see `Cohort`.
 
     Raises:
         InputError: a file that cannot be read, or a label map without any object.
@@ -200,7 +273,7 @@ def read_case(
     """
     try:
         volumes = _read_images(row)
-        instances = _read_objects(row, volumes[0], labels, note)
+        instances = _read_objects(row, volumes[0], labels, note, regions)
     except MedsegError as error:
         raise type(error)(f"case {row.name}: {error}") from None
     except OSError as error:
@@ -218,7 +291,9 @@ def _read_images(row: CohortRow) -> tuple[Volume, ...]:
     return stack_channels(volumes, names)
 
 
-def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None, note: Note) -> InstanceSet:
+def _read_objects(
+    row: CohortRow, volume: Volume, labels: LabelTable | None, note: Note, regions: Mapping[int, Sequence[int]] | None
+) -> InstanceSet:
     """Read the label of a case on the grid of its image.
 
     DICOM need not cover all of the image, nor need a .seg.nrrd that was cut to its objects; what has the image's shape
@@ -228,7 +303,7 @@ def _read_objects(row: CohortRow, volume: Volume, labels: LabelTable | None, not
     image: DicomContext | VolumeGeometry | None = None
     if row.label.is_file() and is_dicom(row.label):
         image = read_dicom_context(row.images[0], row.series) if row.images[0].is_dir() else geometry
-    instances = read_instances(row.label, labels=labels, image=image, note=note)
+    instances = read_instances(row.label, labels=labels, regions=regions, image=image, note=note)
     axis_map = grid_map(instances.geometry, volume)
     if axis_map is not None:
         instances = instances.moved(axis_map)
@@ -250,7 +325,7 @@ def read_cohort_case(row: CohortRow, cohort: Cohort, note: Note = unheard) -> tu
     Raises:
         InputError: see `read_case`; or more or fewer images than the cohort has channels.
     """
-    volumes, instances = read_case(row, cohort.labels, note)
+    volumes, instances = read_case(row, cohort.labels, note, cohort.regions)
     if len(volumes) != len(cohort.channels):
         raise InputError(
             f"case {row.name}: {row.images[0]}: {len(volumes)} channels, expected {len(cohort.channels)} "

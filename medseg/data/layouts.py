@@ -12,7 +12,7 @@ All three have a ``dataset.json`` (nnDetection also ``dataset.yaml``) beside ``i
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ class Cohort:
     """Cases and what they share.
 
     Attributes:
-        rows: the cases.
+        rows: the cases; without images where these were not asked for (see `medseg.data.cohort.find_cases`).
         channels: names of the images that every case has, in the order of its ``images``.
         labels: None: each label file holds numbers without names.
         layout: how the cohort lies on disk, in words.
         broken: cases that lack a file, besides ``rows``.
+        regions: label id -> values of the label maps whose voxels it has, where labels are regions of several values;
+            empty: each label has its own value.
     """
 
     rows: tuple[CohortRow, ...]
@@ -48,13 +50,18 @@ class Cohort:
     labels: LabelTable | None
     layout: str = ""
     broken: tuple[BrokenCase, ...] = ()
+    regions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
-def find_dataset(table: Path) -> Cohort:
+def find_dataset(table: Path, *, images: bool = True, labels: bool = True) -> Cohort:
     """Read a cohort that a ``dataset.json`` or ``dataset.yaml`` describes.
 
+    Args:
+        table: the file.
+        images, labels: whether a case that lacks its images, or its label, is broken.
+
     Raises:
-        InputError: a table that cannot be read, region labels, or no label files.
+        InputError: a table that cannot be read, or no label files.
         ConfigError: labels of one name or number.
     """
     data = _read_table(table)
@@ -66,23 +73,26 @@ def find_dataset(table: Path) -> Cohort:
     for named, label in pairs:
         case = stem_of(label)
         try:
-            images = _images(named, label, base / "imagesTr", channels)
-            if objects and not sidecar_of(label).is_file():
-                raise InputError(f"{label}: no {sidecar_of(label).name} beside it, which says which object is what")
+            if labels:
+                _check_label(label, objects)
+            found = _images(named, label, base / "imagesTr", channels) if images else ()
         except InputError as error:
             broken.append(BrokenCase(name=case, reason=str(error)))
             continue
-        stacked = stacked or not images[0].name.startswith(f"{case}_0000.")
-        rows.append(CohortRow(name=case, images=images, label=label, patient=case))
+        stacked = stacked or bool(found) and not found[0].name.startswith(f"{case}_0000.")
+        rows.append(CohortRow(name=case, images=found, label=label, patient=case))
     if channels is None:
         counts = {len(row.images) for row in rows}
         channels = ONE_CHANNEL if counts <= {1} else tuple(f"channel {k + 1}" for k in range(max(counts)))
+    regions = _regions(data["labels"], table) if labels and not objects else {}
+    named = {name: number for number, name in enumerate(regions, 1)} or data["labels"]
     return Cohort(
         rows=tuple(rows),
         channels=channels,
-        labels=_label_table(data["labels"], table, "ids" if objects else "single", 1 if objects else 0),
+        labels=_label_table(named, table, "ids" if objects else "single", int(objects)) if labels else None,
         layout="nnDetection" if objects else "Medical Segmentation Decathlon" if stacked else "nnU-Net",
         broken=tuple(broken),
+        regions=dict(enumerate(regions.values(), 1)),
     )
 
 
@@ -98,14 +108,33 @@ def _read_table(table: Path) -> dict[str, Any]:
     return data
 
 
+def _regions(labels: Mapping[str, Any], table: Path) -> dict[str, tuple[int, ...]]:
+    """Return the values of each label where some are lists of values (nnU-Net 2); nothing where none is.
+
+    ``regions_class_order`` is for predictions in which a voxel has one value, and does not matter where overlaps stay.
+    """
+    if not any(isinstance(value, (list, tuple)) for value in labels.values()):
+        return {}
+    regions = {}
+    for name, value in labels.items():
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not values or not all(isinstance(v, int) and v >= 0 for v in values):
+            raise InputError(f"{table}: region {name!r} has the values {values}, expected whole numbers above 0")
+        if values == [0]:  # the background
+            continue
+        if 0 in values:
+            raise InputError(f"{table}: region {name!r} has the values {values}; 0 is the background")
+        regions[str(name)] = tuple(sorted(set(values)))
+    return regions
+
+
 def _label_table(labels: Mapping[str, Any], table: Path, kind: Kind, first: int) -> LabelTable:
     """Return the labels: ``{name: number}`` or ``{number: name}``; ``first`` is added to every number."""
     names: dict[int, str] = {}
     for key, value in labels.items():
         if isinstance(value, (list, tuple)):
             raise InputError(
-                f"{table}: label {key!r} is a region of several values {list(value)}, which is not supported; write "
-                "label maps of one value per label, or overlapping masks as .seg.nrrd or 4-D NIfTI, with a cohort.csv"
+                f"{table}: label {key!r} has the values {list(value)}, but numbered objects have one class"
             )
         turned = isinstance(value, str) and str(key).isdigit()
         try:
@@ -177,10 +206,16 @@ def _labels_in(folder: Path) -> list[tuple[tuple[Path, ...], Path]]:
     return [((), label) for label in labels]
 
 
-def _images(named: Sequence[Path], label: Path, folder: Path, channels: Sequence[str] | None) -> tuple[Path, ...]:
-    """Return the image files of a case: those that are named and there, else by nnU-Net's rule or the label's name."""
+def _check_label(label: Path, objects: bool) -> None:
+    """Refuse a label file that is not there, or lacks nnDetection's JSON."""
     if not label.is_file():
         raise InputError(f"{label}: no such file, but the table lists it")
+    if objects and not sidecar_of(label).is_file():
+        raise InputError(f"{label}: no {sidecar_of(label).name} beside it, which says which object is what")
+
+
+def _images(named: Sequence[Path], label: Path, folder: Path, channels: Sequence[str] | None) -> tuple[Path, ...]:
+    """Return the image files of a case: those that are named and there, else by nnU-Net's rule or the label's name."""
     if named and all(image.is_file() for image in named):
         return tuple(named)
     case = stem_of(label)

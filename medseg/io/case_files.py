@@ -1,9 +1,6 @@
-"""Which label file belongs to which case of a reference or a prediction.
-
-Layouts that are understood:
+"""Which label file belongs to which case, where no table lists them.
 
 - one label file;
-- a cohort: ``cohort.csv`` or the folder that holds it (`medseg.io.cohort_table`), ``labels.json`` beside it;
 - a folder as `medseg predict` writes it: ``<case>/<case>.seg.nrrd`` (preferred, it keeps overlaps),
   ``<case>/<case>_seg.dcm`` or ``<case>/<case>_instances.nii.gz``;
 - a folder of label files: ``<case>.seg.nrrd``, ``<case>_seg.dcm``, ``<case>_instances.nii.gz``, ``<case>.nii.gz`` ...
@@ -11,8 +8,7 @@ Layouts that are understood:
 
 from pathlib import Path
 
-from medseg.errors import InputError
-from medseg.io.cohort_table import TABLE_NAME, read_cohort_table, stem_of
+from medseg.io.cohort_table import stem_of
 
 #: Endings of label files in the order of preference: the first keep overlaps.
 ENDINGS = (
@@ -28,13 +24,8 @@ _NOT_LABELS = ("_semantic.nii.gz", "_probabilities.nii.gz")
 def label_files(path: Path) -> dict[str, Path]:
     """Return the label file of each case in one of the layouts of the module text, by case name.
 
-    Raises:
-        InputError: nothing there, no label file in the folder, or a broken cohort table.
+    A folder without label files has no cases.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; expected label files or a cohort")
-    if path.name == TABLE_NAME or (path / TABLE_NAME).exists():
-        return {row.name: row.label for row in read_cohort_table(path, images=False)}
     if path.is_file():
         return {_case_of(path): path}
     found: dict[str, tuple[int, Path]] = {}
@@ -49,29 +40,7 @@ def label_files(path: Path) -> dict[str, Path]:
             case = name if file.is_dir() else _case_of(candidate)
             if case not in found or rank < found[case][0]:
                 found[case] = (rank, candidate)
-    if not found:
-        for inner in (path / "raw_splitted" / "labelsTr", path / "labelsTr"):
-            if inner.is_dir():  # a cohort with dataset.json, whose label files name no labels
-                raise InputError(
-                    f"{path}: no label files found in it, but in {inner}; name that folder, and give --labels a JSON "
-                    'with the names of its labels, such as [{"id": 1, "name": "liver"}]'
-                )
-        raise InputError(
-            f"{path}: no label files found; expected {TABLE_NAME}, <case>/<case>.seg.nrrd, "
-            f"<case>/<case>_instances.nii.gz or label files such as <case>.nii.gz"
-        )
     return {name: file for name, (_, file) in found.items()}
-
-
-def image_files(path: Path) -> dict[str, Path]:
-    """Return the (first) image of each case of a cohort by case name, there or not; empty for the other layouts.
-
-    Raises:
-        InputError: a broken cohort table.
-    """
-    if path.name == TABLE_NAME or (path / TABLE_NAME).exists():
-        return {row.name: row.images[0] for row in read_cohort_table(path, images=False)}
-    return {}
 
 
 def _rank(file: Path) -> int | None:

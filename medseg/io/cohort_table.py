@@ -1,9 +1,9 @@
 """The cohort table: which image belongs to which label file and patient.
 
-A cohort is a folder with ``cohort.csv`` (columns image, label and, if wanted, patient; paths relative to the table)
-and, beside it, ``labels.json`` with the label table. Cases with several images have a column ``image:NAME`` per channel
-in place of ``image``, such as ``image:T1,image:T2``. Training and evaluation both read it here, so that they give a
-case the same name.
+A cohort is a folder with ``cohort.csv`` (columns image, label and, if wanted, patient and case; paths relative to the
+table) and, beside it, ``labels.json`` with the label table. Cases with several images have a column ``image:NAME`` per
+channel in place of ``image``, such as ``image:T1,image:T2``. Training, prediction and evaluation read it here, so that
+they give a case the same name.
 """
 
 import csv
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import InputError, MedsegError
+from medseg.io.dicom_files import first_image_file, neutral_name
 from medseg.labels import LabelTable
 
 COLUMNS = ("image", "label", "patient")
+#: The column that names the cases, where it is there.
+CASE_COLUMN = "case"
 TABLE_NAME = "cohort.csv"
 LABELS_NAME = "labels.json"
 #: What the column of a channel begins with, where there are several; the rest is its name.
@@ -29,7 +32,7 @@ class CohortRow:
     """One case of a cohort.
 
     Attributes:
-        name: the case's name, unique in its table (see `case_name`).
+        name: the case's name, unique in its table: that of its column ``case``, else `case_name`.
         images: absolute paths of the images, a file or a DICOM folder each; one per channel, in the cohort's order.
         label: absolute path of the label file.
         patient: whose image it is; cases of one patient are never split between training and validation.
@@ -52,13 +55,15 @@ def stem_of(path: Path) -> str:
     return path.name
 
 
-def case_name(image: Path, label: Path) -> str:
-    """Return what a case is called.
+def case_name(image: Path, line: int) -> str:
+    """Return what a case is called that its table does not name: the stem of a file, a hash of a folder's series.
 
-    It is the name of the folder that holds the label file where the image is a DICOM folder called
-    ``dicom`` (then every image of the cohort is called that), else the stem of the image.
+    DICOM folders are often named after patients; one that is not there, or holds no image, is called by its row.
     """
-    return label.parent.name if image.name == "dicom" else stem_of(image)
+    if not image.is_dir():
+        return stem_of(image) if image.exists() or image.name.lower().endswith(_SUFFIXES) else f"row {line}"
+    first = first_image_file(image)
+    return f"row {line}" if first is None else neutral_name(first)
 
 
 def table_path(path: Path | str) -> Path:
@@ -76,7 +81,7 @@ def read_cohort_table(path: Path | str, *, images: bool = True, labels: bool = T
         labels: whether the label files must be there.
 
     Returns:
-        The cases in the order of the table; at least one. Without a column ``patient`` each is a patient of its own.
+        The cases in the order of the table, at least one. Without a column ``patient`` each is a patient of its own.
 
     Raises:
         InputError: no table, not a CSV, a column missing, no rows, an empty cell, a file that is not
@@ -84,7 +89,7 @@ def read_cohort_table(path: Path | str, *, images: bool = True, labels: bool = T
     """
     table = table_path(path)
     header, entries = _read_csv(table)
-    columns = list(_image_columns(header, table).values()) + ["label"] + ["patient"] * ("patient" in header)
+    columns = [*_image_columns(header, table).values(), *(c for c in ("label", "patient", CASE_COLUMN) if c in header)]
     rows: list[CohortRow] = []
     first_line: dict[str, int] = {}
     for line, entry in entries:
@@ -94,7 +99,8 @@ def read_cohort_table(path: Path | str, *, images: bool = True, labels: bool = T
                 raise InputError(f"{table}, row {line}: {column} {file.name!r} does not exist (looked for {file})")
         if row.name in first_line:
             raise InputError(
-                f"{table}, rows {first_line[row.name]} and {line}: two cases are called {row.name!r}; rename the images"
+                f"{table}, rows {first_line[row.name]} and {line}: two cases are called {row.name!r}; name each "
+                "in a column case"
             )
         first_line[row.name] = line
         rows.append(row)
@@ -156,11 +162,14 @@ def _read_row(entry: dict[str, str | None], columns: list[str], table: Path, lin
     empty = [column for column in columns if not cells[column]]
     if empty:
         raise InputError(f"{table}, row {line}: {' and '.join(empty)} empty; fill in every column")
-    files = {column: table.parent.absolute() / cells[column] for column in columns if column != "patient"}
+    names = {column: cells.pop(column) for column in ("patient", CASE_COLUMN) if column in cells}
+    files = {column: table.parent.absolute() / cell for column, cell in cells.items()}
     label = files.pop("label")
-    pictures = tuple(files.values())
-    name = case_name(pictures[0], label)
-    return CohortRow(name=name, images=pictures, label=label, patient=cells.get("patient", name))
+    images = tuple(files.values())
+    name = names.get(CASE_COLUMN) or case_name(images[0], line)
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise InputError(f"{table}, row {line}: case {name!r}, expected a plain file name without slashes")
+    return CohortRow(name=name, images=images, label=label, patient=names.get("patient", name))
 
 
 def read_cohort_labels(path: Path | str) -> LabelTable | None:

@@ -5,6 +5,7 @@ of one) that most slices of its folder have; anything else is set aside. No voxe
 element that names the patient.
 """
 
+import hashlib
 import os
 import struct
 import warnings
@@ -22,6 +23,7 @@ from medseg.errors import InputError
 from medseg.io.atomic import is_leftover
 from medseg.io.dicom_header import TAGS, Fields, Slice, read_slices, reason_aside
 from medseg.io.dicom_pixels import NO_PIXELS, PixelDamageError, find_pixels, first_line
+from medseg.io.series import series_name
 from medseg.progress import Track, silent
 
 DICOM_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima"}
@@ -93,6 +95,29 @@ def scan_folder(folder: Path, track: Track = silent) -> Scan:
         else:
             others.append((path, "not DICOM"))
     return Scan(files=tuple(files), broken=tuple(broken), others=tuple(others))
+
+
+def first_image_file(folder: Path) -> DicomFile | None:
+    """Return the first file by path under a folder that is an image's; None where there is none.
+
+    Raises:
+        InputError: a subfolder cannot be opened.
+    """
+    for path in _walk(folder):
+        try:
+            file = read_header(path)
+        except (UnreadableError, OSError):
+            continue
+        if not file.aside:
+            return file
+    return None
+
+
+def neutral_name(file: DicomFile) -> str:
+    """Return what the series of a file is called in names of cases: folders are often named after patients."""
+    if file.series_uid:
+        return series_name(file.series_uid)
+    return hashlib.sha256(file.path.read_bytes()).hexdigest()[:10]
 
 
 def scan_files(paths: Sequence[Path], track: Track = silent) -> Scan:

@@ -7,13 +7,14 @@ smallest grid that holds both, an RTSTRUCT and another DICOM file onto that of t
 is drawn in an RTSTRUCT may lie outside a segmentation's slices.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from highdicom import VolumeGeometry
 
 from medseg.errors import GeometryError, InputError
-from medseg.io.dicom_context import dicom_kind
+from medseg.io.dicom_context import DicomContext, dicom_kind
 from medseg.io.export import read_image_context
 from medseg.io.instances import DICOM_SUFFIX, read_instances
 from medseg.labels import LabelTable
@@ -22,21 +23,26 @@ from medseg.values.geometry import describe_grid
 from medseg.values.instances import InstanceSet
 from medseg.values.placement import lattice_map, place
 
+Regions = Mapping[int, Sequence[int]] | None
+
 
 def read_pair(
     first: Path,
     second: Path,
     *,
     labels: tuple[LabelTable | None, LabelTable | None] = (None, None),
+    regions: tuple[Regions, Regions] = (None, None),
     image: Path | None = None,
+    series: str | None = None,
     note: Note = unheard,
 ) -> tuple[InstanceSet, InstanceSet]:
     """Read two files of objects.
 
     Args:
         first, second: the files, any format that `read_instances` takes.
-        labels: the label table wanted of each (see `read_instances`).
+        labels, regions: the label table wanted of each, and what values its labels are (see `read_instances`).
         image: the image of both, a DICOM folder or a file; read only where neither file leads to a grid.
+        series: SeriesInstanceUID of the image, where its folder holds several.
         note: takes the remarks of `read_instances`.
 
     Raises:
@@ -44,21 +50,24 @@ def read_pair(
         GeometryError: see `read_instances`; or two DICOM segmentations of different voxels.
     """
     files = (first, second)
+
+    def read(which: int, image: DicomContext | VolumeGeometry | None = None) -> InstanceSet:
+        return read_instances(files[which], labels=labels[which], regions=regions[which], image=image, note=note)
+
     kinds = [_kind(file) for file in files]
     loose = [kind in ("SEG", "RTSTRUCT") for kind in kinds]
     if all(loose) and "RTSTRUCT" in kinds:
         if image is None:
             raise InputError(
-                f"{first} and {second}: neither holds the grid of its image; name the image (--image, or a cohort.csv "
-                "for several cases)"
+                f"{first} and {second}: neither holds the grid of its image; name the image (--image), or evaluate "
+                "a cohort that has it"
             )
-        context = read_image_context(image)
-        a, b = (read_instances(f, labels=t, image=context, note=note) for f, t in zip(files, labels, strict=True))
-        return a, b
+        context = read_image_context(image, series)
+        return read(0, context), read(1, context)
     leading, other = (1, 0) if loose[0] else (0, 1)
-    found = {leading: read_instances(files[leading], labels=labels[leading], note=note)}
+    found = {leading: read(leading)}
     if all(loose):
-        found[other] = read_instances(files[other], labels=labels[other], note=note)
+        found[other] = read(other)
         grid = _joint_grid(found[0].geometry, found[1].geometry)
         if grid is None:
             raise GeometryError(
@@ -66,8 +75,7 @@ def read_pair(
                 f"({describe_grid(found[0].geometry)}); compare segmentations of one series"
             )
         return place(found[0], grid, str(first)), place(found[1], grid, str(second))
-    target = found[leading].geometry if loose[other] else None
-    found[other] = read_instances(files[other], labels=labels[other], image=target, note=note)
+    found[other] = read(other, found[leading].geometry if loose[other] else None)
     return found[0], found[1]
 
 

@@ -1,6 +1,6 @@
 """The way in and the way out of objects, by suffix, content and format."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -13,6 +13,7 @@ from medseg.io.nifti import NIFTI_SUFFIXES
 from medseg.labels import LabelTable
 from medseg.progress import Note, unheard
 from medseg.values.instances import InstanceSet, Overlap
+from medseg.values.kinds import by_region
 from medseg.values.placement import lattice_map, place
 from medseg.values.resampling import resample_instances
 
@@ -154,6 +155,7 @@ def read_instances(
     path: Path | str,
     *,
     labels: LabelTable | None = None,
+    regions: Mapping[int, Sequence[int]] | None = None,
     image: "DicomContext | VolumeGeometry | None" = None,
     ignore_frame_of_reference: bool = False,
     note: Note = unheard,
@@ -168,6 +170,8 @@ def read_instances(
         path: the file.
         labels: the label table wanted. Segmentations and JSON files that bring their own table are matched to it by
             name, everything else by id. None: the file's own table, else one object of label ``label N`` for value N.
+        regions: label id -> values of a label map, where a label of ``labels`` is the union of several (see
+            `medseg.values.kinds.by_region`).
         image: the series (`medseg.io.dicom_context.read_dicom_context`) or the grid that the objects belong to; they
             are placed on its grid, which must have their voxels. An RTSTRUCT needs it.
         ignore_frame_of_reference: match DICOM objects to their image by positions alone.
@@ -177,9 +181,18 @@ def read_instances(
         InputError: not there, unreadable, or values and labels that do not fit.
         GeometryError: a place in the patient that is missing or broken, or that does not match the image.
     """
-    return read_instances_with_origin(
-        path, labels=labels, image=image, ignore_frame_of_reference=ignore_frame_of_reference, note=note
+    wanted = None if regions else labels
+    found = read_instances_with_origin(
+        path, labels=wanted, image=image, ignore_frame_of_reference=ignore_frame_of_reference, note=note
     ).instances
+    if not regions or labels is None:
+        return found
+    if has_segments(Path(path)):
+        raise InputError(f"{path}: holds segments, expected a label map with the values of the regions")
+    try:
+        return by_region(found, regions, labels)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_instances_with_origin(

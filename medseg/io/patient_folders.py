@@ -6,7 +6,6 @@ Folders and files are often named after patients, so cases get a hash of their s
 told apart by their PatientID, a number.
 """
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from pydicom import dcmread
 from medseg.errors import InputError
 from medseg.io.atomic import is_leftover
 from medseg.io.cohort_table import CohortRow
-from medseg.io.dicom_files import DicomFile, first_line, scan_folder
+from medseg.io.dicom_files import DicomFile, first_line, neutral_name, scan_folder
 from medseg.io.identity import patient_id_of
 from medseg.io.rtstruct_rois import referenced_series
-from medseg.io.series import series_name
 from medseg.progress import Track, silent
 
 #: What this layout is called.
@@ -86,7 +84,7 @@ def find_patient_cases(folder: Path, track: Track = silent) -> PatientCases:
             known = patient_id_of(series[uid][0].path) or f"\0{number}"  # without an id, the folder is the patient
             rows.append(
                 CohortRow(
-                    name=_name(uid, series[uid]),
+                    name=neutral_name(series[uid][0]),
                     images=(patient,),
                     label=label,
                     patient=patients.setdefault(known, f"patient {len(patients) + 1}"),
@@ -111,10 +109,6 @@ def _image_series(files: Sequence[DicomFile]) -> dict[str, list[DicomFile]]:
         if not file.aside:
             series.setdefault(file.series_uid, []).append(file)
     return series
-
-
-def _name(uid: str, files: Sequence[DicomFile]) -> str:
-    return series_name(uid) if uid else hashlib.sha256(files[0].path.read_bytes()).hexdigest()[:10]
 
 
 def _cases_of(

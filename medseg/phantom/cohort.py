@@ -10,7 +10,7 @@ import numpy as np
 from medseg.errors import ConfigError, InputError
 from medseg.io import write_ct_series, write_instances, write_volume
 from medseg.io.atomic import atomic_folder, write_json, write_text
-from medseg.io.cohort_table import COLUMNS, LABELS_NAME, TABLE_NAME
+from medseg.io.cohort_table import CASE_COLUMN, COLUMNS, LABELS_NAME, TABLE_NAME
 from medseg.phantom.case import SHAPE, SPACING_MM, Phantom, check_grid, make_phantom, phantom_labels
 from medseg.progress import Track, silent
 
@@ -63,13 +63,13 @@ def write_cohort(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists and is not an empty folder; name a new or an empty one")
     with atomic_folder(target) as temporary:
-        rows = [",".join(COLUMNS)]
+        rows = [",".join((*COLUMNS, CASE_COLUMN))]
         for case in track(range(cases), "drawing phantoms"):
             name = f"case_{case:03d}"
             own_seed = case_seed(seed, case)
             grid = _varied(own_seed, shape, spacing_mm) if vary_spacing else (shape, spacing_mm)
             _write_case(temporary / name, make_phantom(seed=own_seed, shape=grid[0], spacing_mm=grid[1]))
-            rows.append(_csv_row(f"{name}/dicom", f"{name}/{name}_labels.seg.nrrd", name))
+            rows.append(_csv_row(f"{name}/dicom", f"{name}/{name}_labels.seg.nrrd", name, name))
         write_json(temporary / LABELS_NAME, phantom_labels().to_dict())
         write_text(temporary / TABLE_NAME, "\n".join(rows) + "\n")
     return target

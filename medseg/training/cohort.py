@@ -143,7 +143,7 @@ def train_cohort(
     def finish() -> TrainingResult:
         done = result
         if validation and validation.rows and not result.interrupted:
-            done = replace(done, validation=validate_run(run, validation.rows, validation.labels, device, track))
+            done = replace(done, validation=validate_run(run, validation, device, track))
         _finish(run, done)
         return done
 

@@ -5,21 +5,21 @@ grid, so the figures are those that a user gets.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from medseg.data.cohort import read_case
+from medseg.data.cohort import read_cohort_case
+from medseg.data.layouts import Cohort
 from medseg.errors import InputError, MedsegError
 from medseg.evaluation import Evaluation, evaluate_files
 from medseg.inference.result import display_window
 from medseg.inference.study import StudyPredictor
 from medseg.io import write_instances
 from medseg.io.cohort_table import CohortRow
-from medseg.labels import LabelTable
 from medseg.progress import Track, silent
 from medseg.reporting.overlay import save_overlay
 from medseg.reporting.plots import save_plots
@@ -66,9 +66,7 @@ class FinalValidation:
         }
 
 
-def validate_run(
-    run: Path, rows: Sequence[CohortRow], labels: LabelTable | None, device: torch.device, track: Track = silent
-) -> FinalValidation:
+def validate_run(run: Path, held_out: Cohort, device: torch.device, track: Track = silent) -> FinalValidation:
     """Predict and evaluate held-out cases with the model of a run; one that fails does not stop the others.
 
     In ``run/validation``, made anew: ``predictions/CASE/`` with the files of `medseg predict` and CASE_comparison.png
@@ -76,8 +74,7 @@ def validate_run(
 
     Args:
         run: folder of the training.
-        rows: the cases.
-        labels: of the cohort, see `read_case`.
+        held_out: the cases.
         device: where to compute.
         track: progress over cases.
 
@@ -88,12 +85,12 @@ def validate_run(
     shutil.rmtree(folder, ignore_errors=True)
     predictor = StudyPredictor(run, device)
     failures: dict[str, str] = {}
-    for row in track(rows, "final validation", len(rows)):
+    for row in track(held_out.rows, "final validation", len(held_out.rows)):
         try:
-            _predict(row, labels, predictor, folder)
+            _predict(row, held_out, predictor, folder)
         except (MedsegError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             failures[row.name] = " ".join(str(error).split()) or type(error).__name__
-    if len(failures) == len(rows):
+    if len(failures) == len(held_out.rows):
         return FinalValidation(evaluation=None, failures=failures, files=())
     try:
         evaluation = evaluate_files(folder / REFERENCE, folder / PREDICTIONS, folder, track=track)
@@ -105,8 +102,8 @@ def validate_run(
     )
 
 
-def _predict(row: CohortRow, labels: LabelTable | None, predictor: StudyPredictor, folder: Path) -> None:
-    volumes, truth = read_case(row, labels)
+def _predict(row: CohortRow, cohort: Cohort, predictor: StudyPredictor, folder: Path) -> None:
+    volumes, truth = read_cohort_case(row, cohort)
     write_instances(folder / REFERENCE / f"{row.name}.seg.nrrd", truth)
     prediction, _ = predictor.run(row.images, folder / PREDICTIONS, row.name, row.series)
     save_overlay(

@@ -1,11 +1,14 @@
 """What a label's voxels are as objects: one, their connected components, or the objects that the source numbers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import cc3d
 import numpy as np
 from scipy import ndimage
 
+from medseg.errors import InputError
+from medseg.labels import LabelTable
 from medseg.values.instances import Instance, InstanceSet
 
 
@@ -32,6 +35,29 @@ def by_kind(instances: InstanceSet) -> InstanceSet:
             a, b, c = (o + s.start for o, s in zip(union.offset, inner, strict=True))
             found.append(replace(union, mask=parts[inner] == part, offset=(a, b, c)))
     return InstanceSet.build(found, instances.geometry, instances.labels)
+
+
+def by_region(instances: InstanceSet, regions: Mapping[int, Sequence[int]], labels: LabelTable) -> InstanceSet:
+    """Return the regions of a label map, which may overlap: each the union of the objects of some of its values.
+
+    Args:
+        instances: the objects of the map, labelled by its values.
+        regions: label id -> values; a value may be in several, and a region without any voxel is no object.
+        labels: the label table of the regions.
+
+    Raises:
+        InputError: objects of a value that is in no region.
+    """
+    known = {value for values in regions.values() for value in values}
+    nameless = sorted({instance.label for instance in instances} - known)
+    if nameless:
+        raise InputError(f"values {nameless[:10]} found that are in none of the regions {', '.join(labels.names)}")
+    found = []
+    for label, values in regions.items():
+        own = [instance for instance in instances if instance.label in values]
+        if own:
+            found.append(replace(_united(own), label=label, source_id=None))
+    return InstanceSet.build(found, instances.geometry, labels)
 
 
 def _united(own: list[Instance]) -> Instance:
