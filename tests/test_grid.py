@@ -155,6 +155,19 @@ def test_values_beyond_16_bits_are_clipped_not_wrapped() -> None:
     assert set(grid.array[0, 0].ravel()) == {32767} and set(grid.array[0, 1].ravel()) == {-32768}
 
 
+@pytest.mark.parametrize(("windows", "kept"), [(((0.0, 1.0),), True), (((-100.0, 300.0), (0.0, 63.0)), True),
+                                               (((-100.0, 300.0), (0.0, 64.0)), False), (((0.0, 40000.0),), True)])  # fmt: skip
+def test_narrow_windows_keep_fractions(windows: tuple[tuple[float, float], ...], kept: bool) -> None:
+    """Images of 0..1 rounded to whole numbers would be two values."""
+    array = np.linspace(0, 1, 3 * 20 * 24, dtype=np.float32).reshape(3, 20, 24)
+    affine = np.eye(4)
+    affine[:3, :3] = HPL * [5.0, 2.0, 2.0]
+    plan = InputPlan(spacing_mm=(2.0, 2.0), windows=windows)
+    found = to_network_grid((make_volume(array, affine, "image"),), plan).array
+    assert found.dtype == (np.float32 if kept else np.int16)
+    np.testing.assert_allclose(found[0], array if kept else np.rint(array), atol=1e-6)
+
+
 def test_the_axis_map_leads_from_the_source_to_the_grid() -> None:
     volume, _ = simple_case(3)
     moved = AxisMap(order=(1, 2, 0), flips=(True, False, True)).volume(volume)

@@ -15,6 +15,9 @@ from medseg.values.resampling import resample_plane, resampled_size
 
 #: Pixels of air kept around the patient.
 BODY_MARGIN = 4
+#: Windows at least this wide lose nothing that shows by values rounded to whole numbers; images of 0..1 would be lost.
+WHOLE_NUMBERS_WIDTH = 64.0
+INT16 = np.iinfo(np.int16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,8 @@ class NetworkGrid(GridPlace):
     """The images of a study in the Plan's orientation and pixel size.
 
     Attributes:
-        array: [N, Z, h, w], N images; int16 HU (``window``) or float32 (``zscore``: each image of mean 0, SD 1).
+        array: [N, Z, h, w], N images, see `array_type`: the images' values, HU for example (``window``), or each image
+            of mean 0 and SD 1 (``zscore``).
     """
 
     array: NDArray
@@ -160,8 +164,9 @@ def place_grid(volumes: Sequence[Volume], plan: InputPlan) -> GridPlace:
 
 
 def array_type(plan: InputPlan) -> np.dtype:
-    """Return the type of a `NetworkGrid` array."""
-    return np.dtype(np.float32 if plan.intensity == "zscore" else np.int16)
+    """Return the type of a `NetworkGrid` array: int16 for windows that HU have, else float32."""
+    wide = all(high - low >= WHOLE_NUMBERS_WIDTH and INT16.min <= low < high <= INT16.max for low, high in plan.windows)
+    return np.dtype(np.int16 if plan.intensity == "window" and wide else np.float32)
 
 
 def grid_planes(volumes: Sequence[Volume], place: GridPlace, plan: InputPlan) -> Iterator[NDArray]:
@@ -169,12 +174,13 @@ def grid_planes(volumes: Sequence[Volume], place: GridPlace, plan: InputPlan) ->
     for volume in stack_channels(volumes, plan.channel_names):
         cut = place.axis_map.array(volume.array)[:, place.rows[0] : place.rows[1], place.columns[0] : place.columns[1]]
         mean, deviation = _mean_and_deviation(cut) if plan.intensity == "zscore" else (0.0, 1.0)
+        whole = array_type(plan) == np.int16
         for stored in cut:
             plane = np.ascontiguousarray(stored, np.float32)  # sums then do not depend on the order in memory
             if plan.intensity == "zscore":
-                yield resample_plane((plane - mean) / deviation, *place.size)
-            else:
-                yield np.clip(np.rint(resample_plane(plane, *place.size)), -32768, 32767).astype(np.int16)
+                plane = (plane - mean) / deviation
+            sampled = resample_plane(plane, *place.size)
+            yield np.clip(np.rint(sampled), INT16.min, INT16.max).astype(np.int16) if whole else sampled
 
 
 def _mean_and_deviation(array: NDArray) -> tuple[float, float]:
