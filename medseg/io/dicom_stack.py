@@ -278,7 +278,8 @@ def _find_problems(ordered: list[Slice], positions: NDArray, normal: NDArray) ->
             f"the gantry is tilted by {angle:.1f} degrees (the last slice lies {drift:.1f} mm off the normal of "
             f"the first, slices {usual:.2f} mm apart)"
         )
-        problems.append(_Problem(kind="tilted", text=text, advice="--resample-tilt straightens the stack"))
+        advice = "--resample-tilt of predict and convert straightens it"
+        problems.append(_Problem(kind="tilted", text=text, advice=advice))
     off = np.abs(along - np.linspace(0.0, along[-1], len(ordered))).max()
     if off > TOLERANCE_MM or gaps.max() > FACTOR * usual or gaps[closest] < usual / FACTOR:
         worst = int(np.abs(gaps - usual).argmax())
@@ -289,7 +290,7 @@ def _find_problems(ordered: list[Slice], positions: NDArray, normal: NDArray) ->
             f"slice distances run from {gaps.min():.2f} to {gaps.max():.2f} mm, usually {usual:.2f} mm (most unlike: "
             f"{gaps[worst]:.2f} mm between {_short(ordered[worst])} and {_short(ordered[worst + 1])}{hint})"
         )
-        advice = "add missing slices, or --resample-uneven resamples on the true positions"
+        advice = "add missing slices; --resample-uneven of predict and convert resamples on the true positions"
         # Slices that nearly coincide are two images of one place, which no interpolation brings together.
         kind = "uneven" if gaps[closest] > usual / 10 else "scattered"
         problems.append(_Problem(kind=kind, text=text, advice=advice if kind == "uneven" else "keep one phase of two"))

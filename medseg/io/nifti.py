@@ -293,7 +293,7 @@ def _affine(raw: Any, shape: tuple[int, int, int], path: Path, wanted: str | Non
         if apart > FORMS_AGREE_MM:
             raise GeometryError(
                 f"{path}: sform and qform disagree by {apart:.2f} mm at a corner of the volume; decide which is right "
-                "with --nifti-form sform or --nifti-form qform"
+                "with --nifti-form sform or --nifti-form qform (predict, convert)"
             )
     return affines[0]
 

@@ -30,7 +30,7 @@ def place(instances: InstanceSet, grid: VolumeGeometry, what: str) -> InstanceSe
     if found is None:
         raise GeometryError(
             f"{what} lies on a grid of {describe_grid(instances.geometry)}, whose voxels are not those of the image "
-            f"({describe_grid(grid)}); give the image it was made on, or resample it (--resample)"
+            f"({describe_grid(grid)}); give the image it was made on, or resample it (medseg export --resample)"
         )
     axis_map, shift = found
     moved = instances.moved(axis_map)
