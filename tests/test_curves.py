@@ -39,6 +39,18 @@ def test_losses_and_learning_rate() -> None:
     assert rate.get_title() == "learning rate" and rate.get_xlabel() == "step"
 
 
+@pytest.mark.parametrize("low", [0.011, 0.31])
+def test_losses_have_ticks_that_can_be_read(low: float) -> None:
+    """Plain numbers, at least two, and nothing between them: a loss often falls by less than a factor of ten."""
+    columns = metrics(30)
+    columns |= {name: low * (1 + 29 / columns["step"]) / 10 for name in ("loss", "class", "mask")}
+    axes = curves_figure(columns, LOSSES, {}).axes[0]
+    bottom, top = axes.get_ylim()
+    shown = [axes.yaxis.get_major_formatter()(at, None) for at in axes.get_yticks() if bottom <= at <= top]
+    assert len(shown) >= 2 and all(float(text) and len(text) <= 6 for text in shown)
+    assert not any(axes.yaxis.get_minor_formatter()(at, None) for at in axes.yaxis.get_minorticklocs())
+
+
 def test_a_long_curve_is_thinned_by_means() -> None:
     line = curves_figure(metrics(4 * POINTS), LOSSES, {}).axes[0].lines[0]
     assert len(line.get_xdata()) == POINTS

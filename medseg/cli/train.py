@@ -87,6 +87,10 @@ def run(
     start = start_from_file(pretrained) if pretrained else start_from_run(init) if init else None
     if plan_file and resume:
         raise ConfigError("--plan and --resume: a training goes on by its own plan; leave out --plan")
+    if single_case and resume:
+        raise ConfigError(
+            "--single-case and --resume: a training goes on with the cases it has; leave out --single-case"
+        )
     if small and (plan_file or resume or init):
         raise ConfigError("--small shapes a new plan; leave it out with --plan, --resume and --init, which have one")
     held_out = None if fold is None else parse_fold(fold)

@@ -147,9 +147,12 @@ def _wild_intensities(cases: Sequence[CaseFacts], channels: Sequence[str]) -> It
 def _label_warnings(cases: Sequence[CaseFacts], cohort: Cohort) -> Iterator[str]:
     if not cases or cohort.labels is None:
         return
+    unread = len(cohort.rows) + len(cohort.broken) - len(cases)
     for label in cohort.labels:
         own = [facts for case in cases for facts in case.labels if facts.name == label.name and facts.objects]
-        if not own:
+        if not own and unread:
+            yield f"label {label.name}: in no case that can be read; {unread} of {unread + len(cases)} cannot"
+        elif not own:
             yield f"label {label.name}: in no case; is the name or number right?"
         elif len(own) == 1 and len(cases) > COMPARED:
             yield f"label {label.name}: in one case of {len(cases)}; is it a misspelling of another?"

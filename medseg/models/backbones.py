@@ -20,10 +20,19 @@ BUILDERS: dict[str, Callable[..., resnet.ResNet]] = {
 
 
 def norm_layer(kind: PartNorm) -> Callable[[int], nn.Module] | None:
-    """Return what makes the normalisation of so many channels; groups of GroupNorm: 32 where that divides them."""
+    """Return what makes the normalisation of so many channels.
+
+    GroupNorm has 32 groups where that divides the channels, but none of a single channel: where the coarsest level of
+    a small crop is one pixel, that would be its own mean, which torch refuses.
+    """
     if kind == "none":
         return None
-    return FrozenBatchNorm2d if kind == "frozen_batch" else lambda n: nn.GroupNorm(math.gcd(n, 32), n)
+    return FrozenBatchNorm2d if kind == "frozen_batch" else lambda n: nn.GroupNorm(_groups(n), n)
+
+
+def _groups(channels: int) -> int:
+    groups = math.gcd(channels, 32)
+    return groups if groups < channels else max(1, channels // 2)
 
 
 class _NoExtraLevel(LastLevelMaxPool):
