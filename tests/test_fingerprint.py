@@ -11,7 +11,7 @@ from medseg.data.contacts import find_contacts
 from medseg.data.fingerprint import (
     OUTLINES_PER_CASE,
     OUTLINES_PER_LABEL,
-    CaseFacts,
+    CaseMeasures,
     Fingerprint,
     fingerprint,
     look_at,
@@ -61,7 +61,7 @@ def box(z: tuple[int, int], y: tuple[int, int], x: tuple[int, int]) -> tuple[sli
     return slice(*z), slice(*y), slice(*x)
 
 
-def together(*cases: CaseFacts) -> Fingerprint:
+def together(*cases: CaseMeasures) -> Fingerprint:
     return fingerprint(cases, LABELS, ("image",), "HPL")
 
 

@@ -13,7 +13,7 @@ from medseg.data.anchor_fit import best_iou, fit_anchors
 from medseg.data.ceiling import mask_ceiling
 from medseg.data.cohort import find_cohort
 from medseg.data.cohort_plan import check_plan_fits, plan_cohort
-from medseg.data.fingerprint import CaseFacts, Fingerprint, Outline, fingerprint, look_at
+from medseg.data.fingerprint import CaseMeasures, Fingerprint, Outline, fingerprint, look_at
 from medseg.data.memory import sample_bytes
 from medseg.data.planning import derive_plan
 from medseg.errors import ConfigError
@@ -24,11 +24,11 @@ from medseg.values.instances import InstanceSet
 from medseg.values.plan import InputPlan, ModelPlan, Plan, check_fields, load_plan
 
 
-def look_at_one(volume: Volume, truth: InstanceSet) -> CaseFacts:
+def look_at_one(volume: Volume, truth: InstanceSet) -> CaseMeasures:
     return look_at((volume,), truth, "HPL")
 
 
-def together(cases: list[CaseFacts], labels: LabelTable = LABELS) -> Fingerprint:
+def together(cases: list[CaseMeasures], labels: LabelTable = LABELS) -> Fingerprint:
     return fingerprint(cases, labels, ("image",), "HPL")
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from medseg.data.check import checked_cases
 from medseg.data.cohort import Cohort, common_labels
-from medseg.data.fingerprint import CaseFacts, Fingerprint, fingerprint, look_at, thin_outlines
+from medseg.data.fingerprint import CaseMeasures, Fingerprint, fingerprint, look_at, thin_outlines
 from medseg.data.planning import ORIENTATIONS, best_orientation, derive_plan
 from medseg.data.small_plan import small_plan
 from medseg.errors import ConfigError
@@ -23,7 +23,7 @@ def fingerprint_cohort(cohort: Cohort, orientation: str, track: Track = silent) 
     """
     tables: list[LabelTable] = []
 
-    def facts() -> Iterator[CaseFacts]:
+    def facts() -> Iterator[CaseMeasures]:
         for _, volumes, instances in checked_cases(cohort, track):
             tables.append(instances.labels)
             yield look_at(volumes, instances, orientation)

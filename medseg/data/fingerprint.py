@@ -76,7 +76,7 @@ class ClassFacts:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CaseFacts:
+class CaseMeasures:
     """Facts of one case, axes in the plan's orientation.
 
     Attributes:
@@ -107,7 +107,7 @@ class CaseFacts:
 class Fingerprint:
     """Facts of a cohort, taken in an orientation (see `medseg.values.geometry.orientation_map`)."""
 
-    cases: tuple[CaseFacts, ...]
+    cases: tuple[CaseMeasures, ...]
     labels: LabelTable
     channels: tuple[str, ...]
     orientation: str
@@ -140,7 +140,7 @@ class Fingerprint:
         return np.concatenate([facts.values[channel] for i in ids for facts in self.of(i)])
 
 
-def look_at(volumes: Sequence[Volume], instances: InstanceSet, orientation: str) -> CaseFacts:
+def look_at(volumes: Sequence[Volume], instances: InstanceSet, orientation: str) -> CaseMeasures:
     """Collect the facts of one case; its channels and labels lie on the same grid."""
     axis_map = orientation_map(volumes[0], orientation)
     to_image = grid_map(instances.geometry, volumes[0])
@@ -158,7 +158,7 @@ def look_at(volumes: Sequence[Volume], instances: InstanceSet, orientation: str)
         for label in sorted(set(labels))
     }
     kinds = [(min(labels[i], labels[j]), max(labels[i], labels[j])) for i, j in contacts.pairs]
-    return CaseFacts(
+    return CaseMeasures(
         spacing_mm=(z, y, x),
         shape=(slices, height, width),
         body_mm=((rows[1] - rows[0]) * y, (columns[1] - columns[0]) * x),
@@ -255,7 +255,7 @@ def _span(hit: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 def fingerprint(
-    cases: Iterable[CaseFacts], labels: LabelTable, channels: tuple[str, ...], orientation: str
+    cases: Iterable[CaseMeasures], labels: LabelTable, channels: tuple[str, ...], orientation: str
 ) -> Fingerprint:
     """Put the cases' facts together.
 
@@ -273,7 +273,7 @@ def fingerprint(
     return Fingerprint(cases=facts, labels=labels, channels=channels, orientation=orientation)
 
 
-def thin_outlines(cases: Iterable[CaseFacts]) -> Iterator[CaseFacts]:
+def thin_outlines(cases: Iterable[CaseMeasures]) -> Iterator[CaseMeasures]:
     """Pass cases on, without outlines of labels of which there are enough, so that memory stays bounded."""
     kept: Counter[int] = Counter()
     for case in cases:
