@@ -28,12 +28,20 @@ def run(
     """Write report.html of results that are there, and index.html of a cohort's: pages that need no network."""
     from medseg.reporting.case_report import RUN_FILE, read_json
     from medseg.reporting.cohort_index import case_folders, save_index
+    from medseg.reporting.evaluation_report import is_evaluation, save_evaluation_report
+    from medseg.reporting.training_report import is_training, save_training_report
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; expected one that medseg predict, evaluate or train wrote")
     if (folder / RUN_FILE).is_file() and "case" in read_json(folder / RUN_FILE):
         console.wrote(_report_case(folder, image, series))
         return
+    for is_one, save in ((is_training, save_training_report), (is_evaluation, save_evaluation_report)):
+        if is_one(folder):
+            if image is not None:
+                raise ConfigError(f"--image is for predictions, but {folder} is none; leave it out")
+            console.wrote(save(folder))
+            return
     cases = case_folders(folder)
     if not cases:
         raise InputError(f"{folder}: no results in it; expected a folder that medseg predict, evaluate or train wrote")
