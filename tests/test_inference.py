@@ -139,13 +139,31 @@ def test_ras_nifti_and_dicom_give_the_same_masks(
         assert_same(found, prediction.instances, volume)
 
 
-def test_the_batch_size_changes_nothing(run: Path, prediction: Prediction, case: tuple[Volume, InstanceSet]) -> None:
+def test_the_batch_size_changes_nothing(run: Path, case: tuple[Volume, InstanceSet]) -> None:
     plan, model = load_run(run, CPU)
-    alone = Predictor(plan.with_overrides({"inference.batch_size": 1}), model, CPU).predict(case[:1])
-    pairs = zip(masks_on(alone.instances, case[0]), masks_on(prediction.instances, case[0]), strict=True)
+    found = [
+        Predictor(plan.with_overrides({"inference.batch_size": n, "inference.precision": "float32"}), model, CPU)
+        for n in (1, 8)
+    ]
+    alone, together = (masks_on(predictor.predict(case[:1]).instances, case[0]) for predictor in found)
+    pairs = zip(alone, together, strict=True)
     for (label, score, mask), (wanted, wanted_score, wanted_mask) in pairs:
-        assert label == wanted and score == pytest.approx(wanted_score, abs=1e-4)
+        assert label == wanted and score == pytest.approx(wanted_score, abs=1e-5)
         assert (mask ^ wanted_mask).sum() <= 2  # a pixel at 0.5 may fall to either side of the rounding
+
+
+def test_bfloat16_finds_the_same_objects(run: Path, case: tuple[Volume, InstanceSet]) -> None:
+    plan, model = load_run(run, CPU)
+    half, whole = (
+        masks_on(
+            Predictor(plan.with_overrides({"inference.precision": precision}), model, CPU).predict(case[:1]).instances,
+            case[0],
+        )
+        for precision in ("bfloat16", "float32")
+    )
+    for (label, score, mask), (wanted, wanted_score, wanted_mask) in zip(half, whole, strict=True):
+        assert label == wanted and score == pytest.approx(wanted_score, abs=0.02)
+        assert 2 * (mask & wanted_mask).sum() / (mask.sum() + wanted_mask.sum()) > 0.98
 
 
 @pytest.mark.parametrize("shape", [(5, 37, 41), (1, 8, 9), (2, 32, 33), (1, 1, 1)])
@@ -267,7 +285,7 @@ def test_names_of_folders_and_patients_stay_out(study: Path, run: Path, tmp_path
         assert b"planted" not in data.lower() and "planted" not in str(path.relative_to(tmp_path / "out")).lower()
     record = json.loads((tmp_path / "out" / name / "run.json").read_text())
     assert record["environment"]["threads"] == torch.get_num_threads() and record["seed"] == 0
-    assert set(record["seconds"]) == {"grid", "network", "linking", "read"}
+    assert set(record["seconds"]) == {"read", "grid", "network", "linking", "record", "write", "overlay"}
 
 
 def test_other_files_lend_their_stem(case: tuple[Volume, InstanceSet], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ prediction = ensemble.predict(study)
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -175,13 +175,21 @@ def _labels(plan: Plan) -> str:
     return ", ".join(f"{label.id} {label.name} ({label.kind})" for label in plan.labels)
 
 
-def load_models(runs: Sequence[Path | str], device: torch.device) -> list[Predictor]:
+def load_models(
+    runs: Sequence[Path | str], device: torch.device, settings: Mapping[str, Any] | None = None
+) -> list[Predictor]:
     """Load training runs that are to be put together, for example the folds of one cohort.
+
+    Args:
+        runs: their folders.
+        device: where to compute.
+        settings: fields of the plans' ``inference`` that are other than there, e.g. ``{"inference.batch_size": 1}``.
 
     Raises:
         ModelError: no run there, weights that do not fit their plan, or models that do not go together.
-        ConfigError: a plan that cannot be read.
+        ConfigError: a plan that cannot be read, or a setting out of range.
     """
-    models = [Predictor(*load_run(run, device), device) for run in runs]
+    loaded = [load_run(run, device) for run in runs]
+    models = [Predictor(plan.with_overrides(dict(settings or {})), model, device) for plan, model in loaded]
     check_alike([model.plan for model in models], [str(run) for run in runs])
     return models

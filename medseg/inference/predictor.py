@@ -1,30 +1,26 @@
 """From the images of a study to its objects: windows through the network, detections through the linker."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from highdicom import Volume
-from numpy.typing import NDArray
-from torch import Tensor
 
-from medseg.data.context import network_input
 from medseg.data.grid import GridPlace, NetworkGrid, to_network_grid
+from medseg.inference.feeding import feed
+from medseg.inference.fetching import fetch
 from medseg.linking import Join, link_in_detail
 from medseg.linking.linker import Pass
-from medseg.models.heads import Result
+from medseg.models.inference_form import choose_precision, exact_float32, for_inference
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Track, silent
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import Plan
-
-#: The pyramid's coarsest stride that is pooled from; inputs are padded to a multiple of it.
-STRIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +30,8 @@ class Prediction:
     Attributes:
         instances: the objects.
         warnings: what a reader of the result should know, one line each.
-        seconds: time per stage (grid, network, linking).
+        seconds: time per stage (grid, network, linking); whoever reads and saves the study adds its own
+            (`medseg.inference.profile`).
         doubtful_joins: where linking was least sure that two slices show one object; worth a look.
         optimality_gap: of linking; 0 where the optimum was found (`medseg.linking.LinkingResult`).
     """
@@ -116,12 +113,24 @@ def link_study(
 
 
 class Predictor:
-    """Applies one trained model to studies."""
+    """Applies one trained model to studies.
+
+    Args:
+        plan: of the model; ``inference`` says how many slices go through the network at once and in what precision.
+        model: stays as it is but moves to the device; later changes to its weights are not seen here.
+        device: where to compute.
+
+    Attributes:
+        dtype: what convolutions and linear layers compute in.
+    """
 
     def __init__(self, plan: Plan, model: MaskRCNN, device: torch.device):
         self.plan = plan
         self.model = model.to(device).eval()
         self.device = device
+        self.dtype = choose_precision(plan.inference.precision, device)
+        self._network = for_inference(self.model, self.dtype)
+        self._ids = np.array((0, *plan.labels.ids), np.int64)
 
     def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
         """Find the objects of a study, see `predict`."""
@@ -129,35 +138,18 @@ class Predictor:
 
     def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
         """Run the network over every slice of a grid; boxes in pixels of ``grid.array``."""
-        batch = self.plan.inference.batch_size
-        depth = grid.array.shape[1]
-        starts = range(0, depth, batch)
+        depth, batch = grid.array.shape[1], self.plan.inference.batch_size
+        batches = [range(start, min(start + batch, depth)) for start in range(0, depth, batch)]
         detections: list[Detections] = []
-        with torch.inference_mode():
-            for start in track(starts, "network", len(starts)):
-                indices = range(start, min(start + batch, depth))
-                images = np.stack([self._input(grid, i) for i in indices])
-                results = self.model(torch.from_numpy(images).to(self.device))
-                detections += [self._detections(i, r) for i, r in zip(indices, results, strict=True)]
+        before: Iterable[Detections] = ()
+        with torch.inference_mode(), exact_float32(self.dtype):
+            inputs = feed(grid.array, batches, grid.slice_spacing_mm, self.plan.input, self.device)
+            for indices, images in zip(track(batches, "network", len(batches)), inputs, strict=True):
+                found = fetch(self._network(images), indices, self._ids)
+                detections += before  # those of the last batch arrived while this one was computed
+                before = found
+            detections += before
         return detections
-
-    def _input(self, grid: NetworkGrid, index: int) -> NDArray[np.float32]:
-        image = network_input(grid.array, index, grid.slice_spacing_mm, self.plan.input)
-        pad = [(0, -n % STRIDE if n > STRIDE else 2 * STRIDE - n) for n in image.shape[1:]]
-        return np.pad(image, ((0, 0), *pad), mode="edge")
-
-    def _detections(self, index: int, result: Result) -> Detections:
-        def array(tensor: Tensor) -> NDArray:
-            return tensor.float().cpu().numpy()
-
-        ids = np.array((0, *self.plan.labels.ids), np.int64)
-        return Detections(
-            slice_index=index,
-            boxes=array(result.boxes),
-            scores=array(result.scores),
-            labels=ids[result.classes.cpu().numpy()],
-            masks=array(result.masks),
-        )
 
 
 def _warnings(place: GridPlace, instances: InstanceSet, plan: Plan) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A prediction as files: masks for viewers, measurements, a picture, and how it was made."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def save_prediction(
         context: the DICOM series that the volume was read from.
     """
     instances = prediction.instances
+    start = time.perf_counter()
     flat = write_instances(folder / f"{name}_instances.nii.gz", instances)
     segments = write_instances(folder / f"{name}.seg.nrrd", instances)
     files = [*flat.files, *segments.files]
@@ -92,7 +94,9 @@ def save_prediction(
     files.append(folder / f"{name}_measurements.json")
     write_measurements_json(measurements, files[-1])
     files.append(folder / f"{name}_overlay.png")
+    written = time.perf_counter()
     save_overlay(files[-1], volume, instances, window=display_window(plan))
+    prediction.seconds.update(write=written - start, overlay=time.perf_counter() - written)
     voxel_ml = float(np.prod(spacing_of(volume))) / 1000
     lost = {i: n * voxel_ml for i, n in flat.lost_voxels.items()}
     warnings = list(prediction.warnings)

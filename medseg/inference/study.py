@@ -1,10 +1,11 @@
 """One study from its path to its files: read, predict, save."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from highdicom import Volume, VolumeGeometry
@@ -19,6 +20,7 @@ from medseg.inference.result import SavedPrediction, save_prediction
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.io import list_series, read_volume
 from medseg.io.cohort_table import stem_of
+from medseg.io.dicom import keep_scans
 from medseg.io.dicom_context import DicomContext
 from medseg.io.export import read_image_context
 from medseg.io.identity import read_patient_id
@@ -79,17 +81,24 @@ class StudyPredictor:
         runs: folder of a training run; or of several of the same labels, channels and orientation.
         device: where to compute.
         passes: how often each model looks at a study; None: once.
+        settings: see `load_models`.
 
     Raises:
         ModelError, ConfigError: see `load_models` and `Ensemble`.
     """
 
-    def __init__(self, runs: Path | Sequence[Path], device: torch.device, passes: PassSettings | None = None):
+    def __init__(
+        self,
+        runs: Path | Sequence[Path],
+        device: torch.device,
+        passes: PassSettings | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
         folders = (runs,) if isinstance(runs, Path) else tuple(runs)
-        models = load_models(folders, device)
-        settings = passes or PassSettings()
-        alone = len(models) == 1 and settings == PassSettings()
-        self.predictor: Predictor | Ensemble = models[0] if alone else Ensemble(models, settings)
+        models = load_models(folders, device, settings)
+        looks = passes or PassSettings()
+        alone = len(models) == 1 and looks == PassSettings()
+        self.predictor: Predictor | Ensemble = models[0] if alone else Ensemble(models, looks)
         self.plan = self.predictor.plan
         self.device = device
         self.model_hashes = [hash_files([folder / PLAN_FILE, folder / WEIGHTS_FILE]) for folder in folders]
@@ -126,6 +135,36 @@ class StudyPredictor:
             InputError: another number of images than the plan's, or one that cannot be read.
             GeometryError: images on different grids.
         """
+        with keep_scans():  # who names, reads, hashes and writes a DICOM series wants its headers
+            return self._run(
+                study,
+                out,
+                name,
+                series,
+                track,
+                resample_uneven=resample_uneven,
+                resample_tilt=resample_tilt,
+                nifti_form=nifti_form,
+                keep_identity=keep_identity,
+                note=note,
+                tell=tell,
+            )
+
+    def _run(
+        self,
+        study: Sequence[Path],
+        out: Path,
+        name: str,
+        series: str | None,
+        track: Track,
+        *,
+        resample_uneven: bool,
+        resample_tilt: bool,
+        nifti_form: str | None,
+        keep_identity: bool,
+        note: Note,
+        tell: Note,
+    ) -> tuple[Prediction, SavedPrediction]:
         several = len(study) == 1 and len(self.plan.input.channel_names) > 1 and _is_nifti(study[0])
         check_channels(count_channels(study[0]) if several else len(study), self.plan.input)
         patient = {"patient_id": read_patient_id(study[0], series)} if keep_identity else {}
@@ -158,7 +197,7 @@ class StudyPredictor:
                 "passes": {**self.predictor.describe(), "count": cost.passes, "cost_factor": round(cost.factor, 3)}
             }
         prediction = self.predictor.predict(stacked, track)
-        prediction.seconds.update(seconds)
+        start = time.perf_counter()
         context, problem = series_context(study[0], series, volume.get_geometry())
         if problem:
             prediction = replace(prediction, warnings=(*prediction.warnings, problem))
@@ -172,4 +211,5 @@ class StudyPredictor:
             "seed": self.plan.training.seed,
             **passes,
         }
+        prediction.seconds.update(seconds, record=time.perf_counter() - start)
         return prediction, save_prediction(out / name, name, volume, prediction, self.plan, provenance, context)

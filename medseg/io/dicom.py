@@ -5,6 +5,8 @@ InstanceNumber or invert MONOCHROME1; pydicom parses the files and decodes the p
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -146,15 +148,39 @@ def _describe_images(files: list[DicomFile], scan: Scan, source: str) -> SeriesI
     )  # fmt: skip
 
 
+_kept: ContextVar[dict[tuple[Path, ...], Scan] | None] = ContextVar("_kept", default=None)
+
+
+@contextmanager
+def keep_scans() -> Iterator[None]:
+    """Read the headers of a path once within this block, however many functions ask for them.
+
+    The files must not change meanwhile. A block within a block is part of it.
+    """
+    token = _kept.set({}) if _kept.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _kept.reset(token)
+
+
 def scan_path(path: Path | Sequence[Path], track: Track = silent) -> Scan:
-    """Read the headers of a folder, or of the files given.
+    """Read the headers of a folder, or of the files given; within `keep_scans` only the first time.
 
     Raises:
         InputError: a file that was named cannot be read as DICOM.
     """
+    kept, key = _kept.get(), (path,) if isinstance(path, Path) else tuple(path)
+    if kept is not None and key in kept:
+        return kept[key]
     if not isinstance(path, Path):
-        return scan_files(path, track)
-    return scan_folder(path, track) if path.is_dir() else scan_files([path], track)
+        scan = scan_files(path, track)
+    else:
+        scan = scan_folder(path, track) if path.is_dir() else scan_files([path], track)
+    if kept is not None:
+        kept[key] = scan
+    return scan
 
 
 def _by_series(files: Sequence[DicomFile]) -> dict[_SeriesKey, list[DicomFile]]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from medseg.models.backbones import norm_layer
 from medseg.models.roi import PyramidPooler, mask_targets
+from medseg.models.suppression import grouped_nms
 from medseg.values.plan import ModelPlan, Plan, TrainingPlan
 
 
@@ -222,37 +223,40 @@ class RoiHeads(nn.Module):
             proposals: per image [N, 4] boxes.
             size: (H, W) of the input.
         """
-        logits, deltas = self._boxes(features, proposals)
-        scores = F.softmax(logits, dim=1)
-        counts = [len(p) for p in proposals]
-        kept = []
-        for score, delta, boxes in zip(scores.split(counts), deltas.split(counts), proposals, strict=True):
-            found, scored, numbers = self._select(score, delta, boxes, size)
-            kept.append((with_margin(found, self.mask_margin), scored, numbers))
-        if not sum(len(boxes) for boxes, _, _ in kept):
-            empty = features[0].new_zeros((0, self.mask_size, self.mask_size), dtype=torch.float32)
-            return [Result(*k, empty) for k in kept]
-        mask_logits = self._masks(features, [boxes for boxes, _, _ in kept])
-        classes = torch.cat([c for _, _, c in kept])
-        own = torch.arange(len(classes), device=classes.device)
-        if self.softmax:
-            masks = F.softmax(mask_logits, dim=1)[own, classes]
-        else:
-            masks = (mask_logits[:, 0] if self.agnostic else mask_logits[own, classes]).sigmoid()
-        parts = masks.split([len(boxes) for boxes, _, _ in kept])
-        return [Result(*k, m) for k, m in zip(kept, parts, strict=True)]
+        features = [level.float() for level in features[: len(self.box_roi_pool.strides)]]  # pooled from twice
+        boxes, scores, classes, image = self._select(*self._boxes(features, proposals), proposals, size)
+        boxes = with_margin(boxes, self.mask_margin)
+        counts = torch.bincount(image, minlength=len(proposals)).tolist()
+        masks = self._chances(features, list(boxes.split(counts)), classes)
+        parts = zip(*(part.split(counts) for part in (boxes, scores, classes, masks)), strict=True)
+        return [Result(*part) for part in parts]
 
     def _select(
-        self, scores: Tensor, deltas: Tensor, proposals: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        boxes = self.coder.decode_single(deltas, proposals).reshape(len(proposals), self.classes + 1, 4)[:, 1:]
-        boxes = clip_boxes_to_image(boxes.reshape(-1, 4), size).reshape(boxes.shape)
-        row, column = torch.nonzero(scores[:, 1:] > self.limits.score_threshold, as_tuple=True)
-        boxes, scores, classes = boxes[row, column], scores[row, column + 1], column + 1
-        sound = ((boxes[:, 2] - boxes[:, 0]) > 1e-2) & ((boxes[:, 3] - boxes[:, 1]) > 1e-2)
-        boxes, scores, classes = boxes[sound], scores[sound], classes[sound]
-        keep = batched_nms(boxes, scores, classes, self.limits.nms_iou)[: self.limits.detections_per_slice]
-        return boxes[keep], scores[keep], classes[keep]
+        self, logits: Tensor, deltas: Tensor, proposals: list[Tensor], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return boxes [N, 4], scores, classes and image [N] of what is found, image by image and best first."""
+        images = torch.cat([torch.full_like(p[:, 0], i, dtype=torch.int64) for i, p in enumerate(proposals)])
+        chances = F.softmax(logits, dim=1)
+        row, column = torch.nonzero(chances[:, 1:] > self.limits.score_threshold, as_tuple=True)
+        scores, classes, image = chances[row, column + 1], column + 1, images[row]
+        codes = deltas.reshape(len(deltas), self.classes + 1, 4)[row, classes]
+        boxes = clip_boxes_to_image(self.coder.decode_single(codes, torch.cat(proposals)[row]), size)
+        sound = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(dim=1)
+        boxes, scores, classes, image = boxes[sound], scores[sound], classes[sound], image[sound]
+        kept = grouped_nms(boxes, scores, image * (self.classes + 1) + classes, self.limits.nms_iou)
+        limit = self.limits.detections_per_slice
+        kept = torch.cat([kept[image[kept] == i][:limit] for i in range(len(proposals))])
+        return boxes[kept], scores[kept], classes[kept], image[kept]
+
+    def _chances(self, features: list[Tensor], boxes: list[Tensor], classes: Tensor) -> Tensor:
+        """Return [N, M, M], the mask of each box for its class; no other box costs anything."""
+        if not len(classes):
+            return features[0].new_zeros((0, self.mask_size, self.mask_size), dtype=torch.float32)
+        logits = self._masks(features, boxes)
+        own = torch.arange(len(classes), device=classes.device)
+        if self.softmax:
+            return F.softmax(logits, dim=1)[own, classes]
+        return (logits[:, 0] if self.agnostic else logits[own, classes]).sigmoid()
 
     # -- shared -------------------------------------------------------------------------------------------
 

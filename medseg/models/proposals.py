@@ -5,10 +5,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import clip_boxes_to_image, sigmoid_focal_loss
 
 from medseg.models.anchors import build_anchors
+from medseg.models.suppression import grouped_nms
 from medseg.values.plan import Plan
 
 
@@ -31,6 +33,46 @@ class DenseProposals(RegionProposalNetwork):
         super().__init__(*parts, **settings)
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the proposals per image, best first, and in training the losses.
+
+        In evaluation these are torchvision's, but only the anchors that are looked at become boxes (of 65,000 at 512 x
+        512 pixels), and all images and levels are suppressed in one go, none of them changed by another.
+        """
+        if self.training:
+            proposals: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, features, targets)
+            return proposals
+        levels = list(features.values())
+        anchors = self.anchor_generator(images, levels)[0]
+        boxes, scores, numbers = [], [], []
+        start = 0
+        for level, (objectness, deltas) in enumerate(zip(*self.head(levels), strict=True)):
+            count = len(objectness)
+            logits = objectness.permute(0, 2, 3, 1).reshape(count, -1)
+            codes = deltas.permute(0, 2, 3, 1).reshape(count, -1, 4)
+            best, index = logits.topk(min(self.pre_nms_top_n(), logits.shape[1]), dim=1)
+            chosen = codes.gather(1, index[..., None].expand(-1, -1, 4)).reshape(-1, 4)
+            decoded = self.box_coder.decode_single(chosen, anchors[start + index.reshape(-1)])
+            boxes.append(decoded.reshape(count, -1, 4))
+            scores.append(best)
+            numbers.append(torch.full_like(index, level))
+            start += logits.shape[1]
+        return self._suppress(
+            torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(numbers, dim=1), images.image_sizes[0]
+        ), {}
+
+    def _suppress(self, boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """Return the best of [B, n, 4] boxes, of logits and levels [B, n], for each image; all have this size."""
+        boxes = clip_boxes_to_image(boxes, size)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        image, rank = torch.nonzero((sides >= self.min_size).all(dim=2) & ~logits.isnan(), as_tuple=True)
+        boxes, logits, groups = boxes[image, rank], logits[image, rank], image * (int(levels.max()) + 1)
+        kept = grouped_nms(boxes, logits.sigmoid(), groups + levels[image, rank], self.nms_thresh)
+        limit = self.post_nms_top_n()
+        return [boxes[kept[image[kept] == i]][:limit] for i in range(len(levels))]
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]

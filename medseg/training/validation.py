@@ -99,7 +99,8 @@ class Validator:
         # The picture is always of the same case, one that shows many classes.
         self.shown = max(range(len(self.cases)), key=lambda i: len({o.label for o in self.cases[i].objects}))
         with torch.random.fork_rng(devices=[]):  # building draws weights, which are replaced
-            self.predictor = Predictor(plan, build_mask_rcnn(plan), device)
+            self.model = build_mask_rcnn(plan)
+        self.device = device
 
     def __call__(self, weights: Mapping[str, Tensor], step: int, track: Track = silent) -> Validation:
         """Predict and score the cases, add a row to validation.csv, and renew the pictures.
@@ -109,12 +110,13 @@ class Validator:
             step: training steps done.
             track: progress over cases.
         """
-        self.predictor.model.load_state_dict(weights)
+        self.model.load_state_dict(weights)
+        predictor = Predictor(self.plan, self.model, self.device)
         results: list[CaseResult] = []
         pictures: list[tuple[InstanceSet, InstanceSet]] = []
         for position, case in enumerate(track(self.cases, "validating", len(self.cases))):
             reference = _reference(case, self.plan)
-            found = link(self.predictor.detect(_grid(case)), case.geometry, self.plan.labels, self.plan.linking)
+            found = link(predictor.detect(_grid(case)), case.geometry, self.plan.labels, self.plan.linking)
             threshold = self.plan.training.validation_iou
             results.append(evaluate_case(reference, found, iou_threshold=threshold, surface=None))
             if position == self.shown:

@@ -27,6 +27,10 @@ PartNorm = Literal["none", "group", "frozen_batch"]
 #: Plans of earlier versions have true or false for the pyramid.
 PyramidNorm = Annotated[PartNorm, BeforeValidator(lambda v: ("none", "group")[v] if isinstance(v, bool) else v)]
 
+#: What the network computes in; ``auto`` is bfloat16 where the device has units for it (in training and inference by
+#: rules of their own).
+Precision = Literal["auto", "float32", "bfloat16"]
+
 Labels = Annotated[
     LabelTable,
     BeforeValidator(lambda v: v if isinstance(v, LabelTable) else LabelTable.from_dict(v)),
@@ -228,7 +232,7 @@ class TrainingPlan(Section):
     #: 0: every object of the cohort is drawn alike; 1: every class is, however many objects it has.
     class_balance: float = Field(0.5, ge=0, le=1)
     #: ``auto``: bfloat16 for convolutions where the device computes in it, else float32.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     #: Steps from one validation to the next; the last step validates too.
     validate_every: int = Field(500, ge=1)
     #: At most so many of the held-out cases are in a validation during training, chosen evenly from little to much to
@@ -257,7 +261,10 @@ class InferencePlan(Section):
     nms_iou: float = Field(0.5, gt=0, le=1)
     detections_per_slice: int = Field(50, ge=1)
     proposals: int = Field(200, ge=1)
+    #: Slices that go through the network at once; changes memory and speed, not results.
     batch_size: int = Field(8, ge=1)
+    #: ``auto``: bfloat16 where the device has matrix units for it, else float32; boxes and scores are float32 always.
+    precision: Precision = "auto"
 
 
 class Plan(Section):
