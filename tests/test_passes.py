@@ -152,7 +152,9 @@ def test_views_of_thick_slices_are_refused():
 
 def test_views_join_what_they_see_as_one():
     """Two stacks that overlap too little to be one: a crosswise look that sees the whole block joins them."""
-    plan = tiny_plan({"linking.min_score": 0.1, "linking.merged_prior": 0.0, "linking.split_prior": 0.0})
+    plan = tiny_plan(
+        {"linking.min_score": 0.1, "linking.merged_prior": 0.0, "linking.split_prior": 0.0, "linking.link_iou": 0.3}
+    )
 
     class TwoStacks(Bright):
         def _in_slice(self, index, plane):

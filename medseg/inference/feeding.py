@@ -40,7 +40,7 @@ def feed(
             yield make_input(torch.from_numpy(array[:, need.slices]), need, plan)
         return
     most = max(len(need.slices) for need in needs)
-    dtype = torch.from_numpy(array[:1, :1, :1, :1]).dtype
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype  # the array may run backwards, which torch refuses
     buffers = [torch.empty((most, len(array), *array.shape[2:]), dtype=dtype, pin_memory=True) for _ in range(2)]
     sent = [torch.cuda.Event() for _ in range(2)]
     stream = torch.cuda.Stream(device)
