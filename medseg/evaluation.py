@@ -35,7 +35,7 @@ from medseg.metrics.evaluation import (
     summarise,
 )
 from medseg.metrics.surface import Surface
-from medseg.progress import Track, silent
+from medseg.progress import Note, Track, silent, unheard
 from medseg.values.instances import InstanceSet
 from medseg.values.kinds import by_kind
 
@@ -90,6 +90,7 @@ class Evaluation:
             the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it),
             ``remarks`` (per case, what its files were read with).
         files: what was written, absolute.
+        sources: case name -> where it was read from; `read_evaluated` reads it again.
     """
 
     settings: Settings
@@ -98,6 +99,7 @@ class Evaluation:
     extra: tuple[str, ...]
     summary: Mapping[str, Any]
     files: tuple[Path, ...]
+    sources: Mapping[str, "Source"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,7 @@ def evaluate_files(
             f"{image} is one image, but {reference} has {len(references)} cases; list their images in a cohort.csv"
         )
     jobs = [
-        _Job(
+        Source(
             row=row if image is None else replace(row, images=(Path(image).absolute(),), series=None),
             prediction=predictions[name], labels=(known.labels, found.labels), regions=(known.regions, found.regions),
             by_kind=bool(known.layout or kinds), settings=settings,
@@ -221,7 +223,10 @@ def evaluate_files(
     write_csv(files[0], (*PER_INSTANCE_COLUMNS, *surfaces[1]), _instance_rows(cases))
     write_csv(files[1], (*PER_CASE_COLUMNS, *surfaces[0]), _case_rows(cases))
     write_json(files[2], summary)
-    return Evaluation(settings=settings, cases=cases, failures=failures, extra=extra, summary=summary, files=files)
+    return Evaluation(
+        settings=settings, cases=cases, failures=failures, extra=extra, summary=summary, files=files,
+        sources={job.row.name: job for job in jobs if job.row.name in cases},
+    )  # fmt: skip
 
 
 def compare_files(
@@ -270,7 +275,9 @@ def compare_files(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class Source:
+    """Where a case is read from, and how its labels are taken."""
+
     row: CohortRow
     prediction: Path
     labels: tuple[LabelTable | None, LabelTable | None]
@@ -286,7 +293,7 @@ class _Done:
     remarks: tuple[str, ...]
 
 
-def _evaluate_all(jobs: Sequence[_Job], workers: int) -> Iterator[_Done | str]:
+def _evaluate_all(jobs: Sequence[Source], workers: int) -> Iterator[_Done | str]:
     """Yield the result of each job in order, or why there is none."""
     workers = min(workers, len(jobs))
     if workers < 2:
@@ -302,22 +309,36 @@ def _evaluate_all(jobs: Sequence[_Job], workers: int) -> Iterator[_Done | str]:
         pool.shutdown(cancel_futures=True)
 
 
-def _evaluate(job: _Job) -> _Done | str:
+def read_evaluated(source: Source, note: Note = unheard) -> tuple[InstanceSet, InstanceSet]:
+    """Return the objects of a case's reference and of its prediction, on one grid, as they are evaluated.
+
+    Args:
+        source: one of an `Evaluation`.
+        note: told what is amiss in a file.
+
+    Raises:
+        InputError, GeometryError: see `medseg.io.instance_pairs.read_pair`.
+    """
+    row = source.row
+    expected, found = read_pair(
+        row.label,
+        source.prediction,
+        labels=source.labels,
+        regions=source.regions,
+        image=row.images[0] if row.images else None,
+        series=row.series,
+        note=note,
+    )
+    if source.by_kind and source.labels[0] is not None:  # as training has them
+        expected = by_kind(expected)
+    return expected, found
+
+
+def _evaluate(job: Source) -> _Done | str:
     settings = job.settings
     remarks: list[str] = []
     try:
-        row = job.row
-        expected, found = read_pair(
-            row.label,
-            job.prediction,
-            labels=job.labels,
-            regions=job.regions,
-            image=row.images[0] if row.images else None,
-            series=row.series,
-            note=remarks.append,
-        )
-        if job.by_kind and job.labels[0] is not None:  # as training has them
-            expected = by_kind(expected)
+        expected, found = read_evaluated(job, remarks.append)
         _check_common_class(expected.labels, found.labels)
         result = evaluate_case(
             expected,
