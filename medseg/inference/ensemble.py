@@ -8,6 +8,7 @@ prediction = ensemble.predict(study)
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,8 +83,11 @@ class Ensemble:
         stacks = [(tuple(volumes), self.plan.input.orientation)]
         if self.settings.views:
             stacks += [(view.volumes, ACQUISITION) for view in self._views(volumes, place)]
-        places = [place_grid(stack, plan) for stack, orientation in stacks for _, _, plan in self._inputs(orientation)]
-        return PassCost(passes=len(places), factor=sum(map(_pixels, places)) / _pixels(place))
+        pixels = 0
+        for stack, orientation in stacks:
+            for plan, passes in Counter(plan for _, _, plan in self._inputs(orientation)).items():
+                pixels += passes * _pixels(place_grid(stack, plan))
+        return PassCost(passes=len(stacks) * len(self._passes), factor=pixels / _pixels(place))
 
     def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
         """Find the objects of a study, as `Predictor.predict` does with one pass.

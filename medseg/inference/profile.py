@@ -8,6 +8,7 @@ STAGES = {
     "read": "read the images",
     "grid": "bring them to the network's grid",
     "network": "network",
+    "fusion": "put several passes together",
     "linking": "link, and paste on the images' grid",
     "record": "headers for DICOM SEG, hashes",
     "write": "write masks and measurements",
