@@ -60,6 +60,7 @@ def run(
     from medseg.io.atomic import write_json
     from medseg.io.cohort_table import read_cohort_table
     from medseg.phantom import write_cohort
+    from medseg.reporting.plots import save_plots
     from medseg.training.cohort import train_cohort
 
     chosen = set_up(device, threads)
@@ -79,6 +80,7 @@ def run(
     pictures = _predict(read_cohort_table(out / "test"), out, chosen)
     console.out.print("4/5  evaluating")
     evaluation = evaluate_files(out / "test", out / "predictions", out / "evaluation", track=console.track)
+    save_plots(evaluation, out / "evaluation")
     console.out.print("5/5  for comparison: the simplest detector, a tuned threshold and connected components")
     baseline = _baseline_f1(out)
     touching, apart = _touching(out, evaluation)
@@ -108,6 +110,8 @@ def run(
     console.out.print("Synthetic patients; this says nothing about real ones. Research use only.")
     for path in (*pictures, out / "run", out / "predictions", out / "evaluation", out / "summary.json"):
         console.wrote(path)
+    for path in _reports(out, evaluation):
+        console.wrote(path)
 
 
 def _predict(rows: "list[CohortRow]", out: Path, device: "torch.device") -> list[Path]:
@@ -119,11 +123,26 @@ def _predict(rows: "list[CohortRow]", out: Path, device: "torch.device") -> list
     predictor = StudyPredictor(out / "run", device)
     pictures = []
     for row in console.track(rows, "predicting"):
-        prediction, _ = predictor.run(row.images, out / "predictions", row.name)
+        prediction, saved = predictor.run(row.images, out / "predictions", row.name)
+        saved.report()
         pictures.append(out / "predictions" / row.name / f"{row.name}_comparison.png")
         volume = read_volume(row.images[0])
         save_overlay(pictures[-1], volume, prediction.instances, reference=read_instances(row.label))
     return pictures
+
+
+def _reports(out: Path, evaluation: "Evaluation") -> list[Path]:
+    """Write the pages about the training, the evaluation and the cases, and return them, the cases last."""
+    from medseg.reporting.cohort_index import save_index
+    from medseg.reporting.evaluation_report import save_evaluation_report, save_worst_pictures
+    from medseg.reporting.training_report import save_training_report
+
+    save_worst_pictures([evaluation], out / "evaluation")
+    return [
+        save_training_report(out / "run"),
+        save_evaluation_report(out / "evaluation"),
+        save_index(out / "predictions"),
+    ]
 
 
 def _baseline_f1(out: Path) -> float:

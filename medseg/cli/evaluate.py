@@ -77,10 +77,12 @@ def run(
     resamples: Annotated[int, typer.Option("--resamples", help="Resampled cohorts for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the resampling.")] = 0,
     workers: Annotated[int, typer.Option("--workers", help="Processes that evaluate cases.")] = 1,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
 ) -> None:
     """Compare predictions with references: Dice, surfaces, objects found, FROC, AP, with intervals and plots."""
     from medseg.data.cohort import parse_kind
     from medseg.evaluation import Settings, compare_files, evaluate_files
+    from medseg.reporting.evaluation_report import save_evaluation_report, save_worst_pictures
     from medseg.reporting.plots import save_comparison_plot, save_plots
 
     if len(prediction) > 2:
@@ -116,6 +118,9 @@ def run(
         files = [*both.files, *save_comparison_plot(both, out.absolute())]
         for number, result in enumerate(results, start=1):
             files += save_plots(result, out.absolute() / f"prediction_{number}")
+    if report:
+        save_worst_pictures(results, out.absolute())
+        files.append(save_evaluation_report(out.absolute()))
     for path, result in zip(prediction, results, strict=True):
         if len(results) == 2:
             console.out.print(f"{'second' if result is results[1] else 'first'} prediction: {path}", markup=False)

@@ -1,13 +1,20 @@
 """The report of an evaluation, or of two that were compared, from the files that `medseg evaluate` wrote."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medseg.errors import GeometryError, MedsegError
+from medseg.evaluation import Evaluation, Source, read_evaluated
+from medseg.io import read_volume
+from medseg.io.atomic import atomic_path
 from medseg.reporting.case_report import REPORT_FILE, read_json
 from medseg.reporting.cohort_index import without_paths
 from medseg.reporting.html import data_uri, number, save_page
 from medseg.reporting.page_tables import Cell, Table, quantity, score, with_interval
+from medseg.reporting.side_by_side import side_by_side
+from medseg.values.instances import InstanceSet
 
 SUMMARY_FILE = "summary.json"
 COMPARISON_FILE = "comparison.json"
@@ -53,6 +60,42 @@ def save_evaluation_report(folder: Path | str) -> Path:
         failures=_failures(summary),
         remarks=_remarks(summary),
     )
+
+
+def save_worst_pictures(evaluations: Sequence[Evaluation], folder: Path | str) -> list[Path]:
+    """Draw the worst cases of the first evaluation: the reference, and beside it the prediction of each evaluation.
+
+    Args:
+        evaluations: one, or two of the same reference.
+        folder: of the report; pictures of an evaluation before are deleted.
+
+    Returns:
+        The files, in the order of ``worst_cases``. A case without an image that can be read is drawn on black.
+    """
+    folder = Path(folder)
+    titles = ("prediction",) if len(evaluations) == 1 else ("first prediction", "second prediction")
+    for number_of in range(1, WORST_PICTURES + 1):
+        (folder / WORST_PICTURE.format(number_of)).unlink(missing_ok=True)
+    files = []
+    for number_of, case in enumerate(evaluations[0].summary["worst_cases"][:WORST_PICTURES], start=1):
+        sets: dict[str, InstanceSet] = {}
+        for title, evaluation in zip(titles, evaluations, strict=True):
+            if source := evaluation.sources.get(case["case"]):
+                sets["reference"], sets[title] = read_evaluated(source)
+        files.append(folder / WORST_PICTURE.format(number_of))
+        with atomic_path(files[-1]) as temporary:
+            temporary.write_bytes(_drawn(evaluations[0].sources[case["case"]], sets))
+    return files
+
+
+def _drawn(source: Source, sets: Mapping[str, InstanceSet]) -> bytes:
+    volume = None
+    if source.row.images:
+        with suppress(MedsegError):  # the labels alone were needed so far; their image may be gone
+            volume = read_volume(source.row.images[0], series=source.row.series)
+    with suppress(GeometryError):
+        return side_by_side(volume, sets)
+    return side_by_side(None, sets)
 
 
 def _save_comparison(folder: Path) -> Path:

@@ -74,15 +74,18 @@
     const image = await asImage(grey, 2, "image.nii", "gray");
     const labels = new Uint16Array(shape[0] * shape[1] * shape[2]);
     const overlay = await asImage(new Uint8Array(labels.buffer), 512, "objects.nii", "gray");
+    overlay.hdr.intent_code = 1002;  // labels: colours are looked up and never mixed
     await nv.attachToCanvas(element("canvas"));
     nv.addVolume(image);
     nv.addVolume(overlay);
 
     const shown = new Set(objects.map((object) => object.id));
-    const colour = (channel) => [0, ...objects.map((object) => object.colour[channel])];
+    // the table of colours is as long as a power of two, so that the middle of an entry is hit exactly
+    const size = Math.max(256, 2 ** Math.ceil(Math.log2(objects.length + 1)));
+    const column = (value) => Array.from({ length: size }, (_, id) => (id && objects[id - 1] ? value(objects[id - 1]) : 0));
     overlay.setColormapLabel({
-      R: colour(0), G: colour(1), B: colour(2), A: [0, ...objects.map(() => 255)],
-      I: [0, ...objects.map((object) => object.id)], labels: ["", ...objects.map((object) => object.name)],
+      R: column((object) => object.colour[0]), G: column((object) => object.colour[1]),
+      B: column((object) => object.colour[2]), A: column(() => 255), I: [...Array(size).keys()],
     });
     const repaint = () => {
       paint(labels, shape, bits, objects, shown);
