@@ -189,7 +189,12 @@ def test_a_label_in_one_case_or_none(make: Callable[..., Path]) -> None:
     folder = make(a=without, b=without, c=without)
     assert any("label lesion: in one case of 4" in line for line in check_cohort(find_cohort(folder)).warnings)
     folder = make(a=without, b=without, c=without, d=without)
-    assert any("label lesion: in no case" in line for line in check_cohort(find_cohort(folder)).warnings)
+    assert "label lesion: in no case; is the name or number right?" in check_cohort(find_cohort(folder)).warnings
+    (folder / "d.nii.gz").write_bytes(b"")  # lesions may be in what cannot be read
+    found = check_cohort(find_cohort(folder))
+    assert len(found.errors) == 1 and [line for line in found.warnings if "label lesion" in line] == [
+        "label lesion: in no case that can be read; 1 of 4 cannot"
+    ]
 
 
 @pytest.mark.parametrize(

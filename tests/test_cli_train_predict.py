@@ -136,6 +136,8 @@ def test_train_follows_a_plan_from_a_file(run: Run, cohort: Path, trained: Path,
     assert not (tmp_path / "new").exists()
     code, _, err = run("train", cohort, "-o", trained, "--device", "cpu", "--plan", other, "--resume")
     assert code == 2 and "--plan and --resume" in one_line(err)
+    code, _, err = run("train", cohort, "-o", trained, "--device", "cpu", "--single-case", "--resume")
+    assert code == 2 and "--single-case and --resume" in one_line(err)
 
 
 def test_an_interrupted_training_exits_with_130(

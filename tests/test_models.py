@@ -16,6 +16,7 @@ from torchvision.ops import box_iou
 from medseg.errors import ModelError
 from medseg.labels import LabelTable
 from medseg.models.anchors import PyramidAnchors
+from medseg.models.backbones import norm_layer
 from medseg.models.heads import Target, with_margin
 from medseg.models.mask_rcnn import build_mask_rcnn, choose_device
 from medseg.models.roi import PyramidPooler, mask_targets
@@ -585,3 +586,13 @@ def test_cuda_agrees_with_the_cpu() -> None:
         there = model.to(device).backbone(images.to(device))["0"]
         assert len(model(images.to(device))) == 2
     torch.testing.assert_close(there.cpu(), here, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(16, 8), (24, 8), (32, 16), (48, 16), (64, 32), (96, 32), (33, 1)])
+def test_group_norm_has_no_group_of_one_channel(channels: int, groups: int) -> None:
+    """The coarsest level of a small crop is one pixel, which alone in its group would be its own mean."""
+    build = norm_layer("group")
+    assert build is not None
+    norm = build(channels).train()
+    assert norm.num_groups == groups
+    assert norm(torch.arange(float(channels)).reshape(1, channels, 1, 1)).abs().sum() > 0
