@@ -62,6 +62,9 @@ def test_a_third_box_meets_the_fused_one():
     assert len(got) == 1
     np.testing.assert_allclose(got.boxes[0, [0, 2]], [(0.5 * 2 + 0.4 * 3) / 1.5, (6 + 0.5 * 12 + 0.4 * 13) / 1.5])
     assert got.scores == pytest.approx([0.5])
+    # The third overlaps the second, but not the mean of the first two, which lies at 0.25: 62.5/137.5 = 0.455.
+    boxes, scores = [[0, 0, 10, 10], [2.5, 0, 12.5, 10], [4, 0, 14, 10]], [0.9, 0.1, 0.05]
+    assert len(fuse([found([box], [score]) for box, score in zip(boxes, scores, strict=True)], **KEEP)) == 2
 
 
 def test_masks_are_averaged_where_they_lie():
@@ -122,6 +125,13 @@ def test_the_order_of_passes_changes_nothing():
         first = fuse(passes, **KEEP)
         for order in permutations(range(4)):
             assert_equal(fuse([passes[i] for i in order], **KEEP), first)
+
+
+def test_the_order_of_passes_does_not_break_ties():
+    """Two passes have the same box with the same score; that of one may join its neighbour, that of the other not."""
+    box, beside = [0, 0, 10, 10], [2, 0, 12, 10]
+    passes = [found([beside, box], [0.9, 0.8]), found([box], [0.8])]
+    assert_equal(fuse(passes, **KEEP), fuse(passes[::-1], **KEEP))
 
 
 def test_nothing_thresholds_and_limits():

@@ -13,7 +13,7 @@ from medseg.inference.passes import Look, PassSettings
 from medseg.inference.views import cross_views
 from medseg.labels import LabelTable
 from medseg.values.detections import Detections
-from medseg.values.geometry import grid_map, make_volume
+from medseg.values.geometry import AxisMap, grid_map, make_volume
 from medseg.values.pasting import paste_mask
 from medseg.values.plan import Plan
 
@@ -79,6 +79,10 @@ class Bright:
         before = (padded[first] - 0.5) / (padded[first] - padded[first - 1])
         after = (padded[last] - 0.5) / (padded[last] - padded[last + 1])
         return first - 1 + 0.5 - before, last - 1 + 0.5 + after
+
+
+#: An axis order other than the plan's.
+STORED = AxisMap(order=(2, 0, 1), flips=(False, True, True))
 
 
 def block(shape=(6, 40, 52), spacing=(3.0, 2.0, 2.0)):
@@ -164,7 +168,7 @@ def test_views_join_what_they_see_as_one():
                 return replace(found, boxes=np.array([half], np.float32))
             return found
 
-    volume = block()
+    volume = STORED.volume(block())
     alone = Ensemble([TwoStacks(plan)]).predict((volume,))
     assert len(alone.instances) == 2
     model = TwoStacks(plan)
@@ -181,11 +185,9 @@ def test_views_join_what_they_see_as_one():
 
 
 def test_several_passes_agree_on_a_block():
-    """Each pass finds the block where it is; fused they find it there, with its score."""
-    volume, plan = (
-        block(),
-        tiny_plan({"training.flip_rows": True, "linking.min_score": 0.1, "linking.length_ratio": 0.0}),
-    )
+    """Each pass finds the block where it is, however it is stored; fused they find it there, with its score."""
+    volume = STORED.volume(block())
+    plan = tiny_plan({"training.flip_rows": True, "linking.min_score": 0.1, "linking.length_ratio": 0.0})
     finer = Bright(plan.with_overrides({"input.spacing_mm": [1.0, 1.0]}))
     model = Bright(plan)
     ensemble = Ensemble([model, finer], PassSettings(flips=True, scales=(1.5,)))
