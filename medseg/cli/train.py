@@ -68,6 +68,9 @@ def run(
     ] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html of the training and of its validation.")
+    ] = True,
 ) -> None:
     """Check a cohort, decide the plan, and train. Ctrl-C leaves a model of the steps done so far; --resume goes on.
 
@@ -117,6 +120,8 @@ def run(
         )
     if world.first:
         _tell(result, out)
+        if report:
+            _report(result, out)
     if result.interrupted:
         raise typer.Exit(130)
     if result.validation and result.validation.failures:
@@ -146,6 +151,17 @@ def _tell(result: "TrainingResult", out: Path) -> None:
             console.wrote(out / file)
     if result.validation:
         _tell_validation(result.validation)
+
+
+def _report(result: "TrainingResult", out: Path) -> None:
+    """Write the pages about the training and about its final validation."""
+    from medseg.reporting.evaluation_report import save_evaluation_report, save_worst_pictures
+    from medseg.reporting.training_report import save_training_report
+
+    if result.validation and result.validation.evaluation:
+        save_worst_pictures([result.validation.evaluation], out / "validation")
+        save_evaluation_report(out / "validation")
+    console.wrote(save_training_report(out))
 
 
 def _tell_validation(found: "FinalValidation") -> None:

@@ -215,10 +215,14 @@ def _join(join: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {
         "id": join["instance"],
         "name": names[join["instance"] - 1],
-        "place": f"L {left:.0f}, P {posterior:.0f}, H {head:.0f} mm",
+        "place": f"{_towards(left, 'LR')}, {_towards(posterior, 'PA')}, {_towards(head, 'HF')} mm",
         "point": json.dumps([-left, -posterior, head]),
         "confidence": f"{join['confidence']:.2f}",
     }
+
+
+def _towards(mm: float, letters: str) -> str:
+    return f"{letters[mm < 0]} {abs(mm):.0f}"
 
 
 def _columns(ct: bool) -> list[dict[str, Any]]:
