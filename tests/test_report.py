@@ -10,10 +10,14 @@ import pytest
 from browser import Browser, find_browser
 
 from medseg.errors import InputError
+from medseg.evaluation import Settings, compare_files, evaluate_files
+from medseg.io import write_instances, write_volume
 from medseg.labels import Label, LabelTable
 from medseg.reporting.case_report import case_warnings, describe_case, read_case
 from medseg.reporting.cohort_index import save_failures, save_index, without_paths
+from medseg.reporting.evaluation_report import is_evaluation, save_evaluation_report, save_worst_pictures
 from medseg.reporting.html import for_script
+from medseg.reporting.training_report import is_training, save_training_report
 from medseg.reporting.viewer import BUDGET, MAX_VOXELS, unpacked, viewer_data
 from medseg.values.geometry import make_volume
 from medseg.values.instances import Instance, InstanceSet
@@ -236,6 +240,73 @@ def test_an_index_lists_cases_totals_and_failures(index):
     assert "Failed</h2>" not in save_index(index.parent).read_text()
 
 
+# Evaluations and trainings.
+
+
+@pytest.fixture(scope="module")
+def evaluated(case, tmp_path_factory):
+    """Folders of an evaluation and of a comparison; one case is on its image, one has none, one is not there."""
+    folder = tmp_path_factory.mktemp("DOE^JANE")
+    volume, truth = case
+    truth = InstanceSet.build(truth.instances[:3], volume, LABELS)
+    less = InstanceSet.build(truth.instances[:2], volume, LABELS)
+    write_volume(folder / "image.nii.gz", volume)
+    rows = ["case,image,label"]
+    for name, image in (("a", "image.nii.gz"), (HARD[:9], "none.nii.gz"), ("lost", "none.nii.gz")):
+        name = name.replace("/", "_")
+        write_instances(folder / f"{name}.truth.seg.nrrd", truth)
+        rows.append(f"{name},{image},{name}.truth.seg.nrrd")
+        for number, found in ((1, truth), (2, less)):
+            if name != "lost":
+                write_instances(folder / f"p{number}" / f"{name}.seg.nrrd", found)
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    settings = Settings(surface=None, resamples=20)
+    one = evaluate_files(folder / "cohort.csv", folder / "p2", folder / "one", settings=settings)
+    save_worst_pictures([one], folder / "one")
+    both = compare_files(folder / "cohort.csv", (folder / "p1", folder / "p2"), folder / "both", settings=settings)
+    save_worst_pictures(both.evaluations, folder / "both")
+    return folder
+
+
+def test_an_evaluation_shows_its_scores_and_its_worst_cases(evaluated):
+    text = save_evaluation_report(evaluated / "one").read_text()
+    assert text.count("data:image/jpeg") == 2 and "<script>document" not in text and "DOE^" not in text
+    assert "lost</b> was not evaluated: no prediction in (file)" in text
+    # of the two cases with objects of three classes each, one class was never found
+    summary = json.loads((evaluated / "one" / "summary.json").read_text())
+    assert summary["objects"]["tp"] == 4 and "4 / 2 / 0" in text
+    assert "[0.667, 0.667]" in text
+
+
+def test_two_predictions_stand_side_by_side(evaluated):
+    text = save_evaluation_report(evaluated / "both").read_text()
+    assert text.count("reference, first prediction, second prediction") == 2 * 2  # alt and caption
+    assert "Second minus first" in text and ">1.000<" in text
+    assert "-0.333" in text
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    from network_fixtures import tiny_plan
+
+    folder = tmp_path_factory.mktemp("run")
+    plan = tiny_plan().model_copy(update={"reasons": {"input.spacing_mm": f"small objects {HARD}"}})
+    (folder / "plan.yaml").write_text(plan.to_yaml())
+    (folder / "metrics.csv").write_text("step\n1\n")
+    classes = {QUOTED: {"dice": 0.8125, "f1": None, "pq": 0.5}}
+    run = {"status": "finished", "steps": 20, "best_step": 10, "best_score": 0.75, "cases": {"training": 3}}
+    run |= {"validation": {"cases": 2, "iou_threshold": 0.5, "classes": classes}, "environment": {"torch": "2.15.0"}}
+    (folder / "run.json").write_text(json.dumps(run))
+    return save_training_report(folder)
+
+
+def test_a_training_shows_its_plan_with_reasons_and_its_scores(training):
+    text = training.read_text()
+    assert "[2.0, 2.0]" in text and "small objects &lt;/script&gt;" in text and "<img src=x" not in text
+    assert "0.750 at step 10" in text and "0.812" in text and "2.15.0" in text
+    assert is_training(training.parent) and not is_evaluation(training.parent)
+
+
 # In a browser.
 
 
@@ -338,6 +409,13 @@ def test_without_webgl_the_pictures_remain(browser, page):
     )
     assert not browser.evaluate("document.getElementById('canvas').checkVisibility()")
     assert browser.complaints() == [] and browser.requests() == []
+
+
+def test_pages_with_tables_fit(browser, evaluated, training):
+    for path in (save_evaluation_report(evaluated / "both"), training):
+        browser.open(path)
+        assert_no_sideways_scroll(browser)
+        assert browser.complaints() == [] and browser.requests() == []
 
 
 def test_an_index_fits_and_is_sorted_by_a_click(browser, index):
