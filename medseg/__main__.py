@@ -1,5 +1,5 @@
 """``python -m medseg`` is the same as ``medseg``."""
 
-from medseg.cli.main import main
+from medseg.cli.main import start
 
-main()
+start()

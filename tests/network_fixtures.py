@@ -1,5 +1,6 @@
 """The smallest plan and cohort that a network can be built for, trained on and applied to."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,11 @@ import numpy as np
 from highdicom import Volume
 from numpy.typing import NDArray
 
+from medseg.data.cache import CachedCase, load_case, prepare_case
+from medseg.io import write_instances, write_volume
+from medseg.io.atomic import write_json
 from medseg.labels import LabelTable
+from medseg.progress import Track
 from medseg.values.geometry import make_volume
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import InputPlan, Plan
@@ -100,3 +105,41 @@ def empty_volume(shape: tuple[int, int, int] = (5, 37, 41)) -> Volume:
 def quick_curves(run: Path, *_: object) -> None:
     """Stand in for `medseg.training.outputs.save_curves`: a second of drawing is more than what some tests train."""
     (run / "curves.png").touch()
+
+
+def write_simple_cohort(
+    folder: Path, cases: int = 2, shape: tuple[int, int, int] = (14, 60, 68), labels: LabelTable = LABELS
+) -> Path:
+    """Write that many of `simple_case`, each a patient: img_N.nii.gz, lab_N.seg.nrrd, cohort.csv and labels.json.
+
+    ``labels`` are LABELS under other names perhaps.
+    """
+    rows = ["image,label,patient"]
+    for seed in range(cases):
+        volume, truth = simple_case(seed, shape)
+        write_volume(folder / f"img_{seed}.nii.gz", volume)
+        named = InstanceSet(instances=truth.instances, geometry=truth.geometry, labels=labels)
+        write_instances(folder / f"lab_{seed}.seg.nrrd", named)
+        rows.append(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd,p{seed}")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    write_json(folder / "labels.json", labels.to_dict())
+    return folder
+
+
+def prepared_cases(folder: Path) -> list[CachedCase]:
+    """Return `simple_case` 0 and 1, prepared in a folder for `tiny_plan`."""
+    for seed in range(2):
+        prepare_case(f"case{seed}", *one_image(seed), tiny_plan().input, folder)
+    return [load_case(folder, f"case{seed}") for seed in range(2)]
+
+
+def interrupting(step: int, error: type[BaseException] = KeyboardInterrupt) -> Track:
+    """Return a `Track` that ends a training after some steps, with Ctrl-C unless told otherwise."""
+
+    def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
+        for number, item in enumerate(items):
+            if description == "training" and number == step:
+                raise error
+            yield item
+
+    return track

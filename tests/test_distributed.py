@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,18 +14,23 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runs import environment
-from network_fixtures import LABELS, TINY, one_image, quick_curves, simple_case, tiny_plan
+from network_fixtures import (
+    TINY,
+    interrupting,
+    prepared_cases,
+    quick_curves,
+    tiny_plan,
+    write_simple_cohort,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import medseg.training.distributed as distributed
 import medseg.training.outputs as outputs
 from medseg.cli.compute import LAUNCH_VARIABLES, joined_processes
-from medseg.data.cache import load_case, prepare_case
+from medseg.data.cache import load_case
 from medseg.data.dataset import SliceDataset
 from medseg.errors import ConfigError, ModelError
-from medseg.io import write_instances, write_volume
-from medseg.io.atomic import write_json
 from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.training.checkpoint import find_checkpoints
 from medseg.training.cohort import train_cohort
@@ -60,8 +67,7 @@ def short_patience() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cases")
-    for seed in range(2):
-        prepare_case(f"case{seed}", *one_image(seed), tiny_plan().input, folder)
+    prepared_cases(folder)
     return folder
 
 
@@ -160,28 +166,13 @@ def test_more_processes_than_samples_are_refused(prepared: Path, tmp_path: Path)
 
 def test_torchrun_resumes_trains_validates_and_saves_once(tmp_path: Path) -> None:
     """One process begins and is stopped; two go on, to what one alone comes to."""
-    folder = tmp_path / "cohort"
-    rows = ["image,label,patient"]
-    for seed in range(2):
-        volume, truth = simple_case(seed)
-        write_volume(folder / f"img_{seed}.nii.gz", volume)
-        write_instances(folder / f"lab_{seed}.seg.nrrd", truth)
-        rows.append(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd,p{seed}")
-    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_json(folder / "labels.json", LABELS.to_dict())
-
-    def stop(items, description, total=None):  # type: ignore[no-untyped-def]
-        for number, item in enumerate(items):
-            if description == "training" and number == 1:
-                raise KeyboardInterrupt
-            yield item
-
+    folder = write_simple_cohort(tmp_path / "cohort")
     settings = {**SMALL, "training.steps": 3, "training.batch_size": 3, "training.validate_every": 2,
                 "inference.score_threshold": 0.9}  # fmt: skip
     fold = Fold(number=0, count=2)
     train_cohort(folder, tmp_path / "one", CPU, settings=settings, fold=fold)
     run = tmp_path / "two"
-    assert train_cohort(folder, run, CPU, settings=settings, fold=fold, track=stop).steps == 1
+    assert train_cohort(folder, run, CPU, settings=settings, fold=fold, track=interrupting(1)).steps == 1
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     verb = ["-m", "medseg", "train", folder, "-o", run, "--resume", "--device", "cpu", "--threads", "1"]
     command = list(map(str, torchrun + verb))
@@ -201,6 +192,34 @@ def test_torchrun_resumes_trains_validates_and_saves_once(tmp_path: Path) -> Non
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=2e-3)
+
+
+def test_ctrl_c_ends_torchrun_before_it_kills(tmp_path: Path) -> None:
+    """Both processes stop by themselves, one saves: torchrun kills after 30 seconds what has not ended."""
+    run = tmp_path / "run"
+    settings = {**SMALL, "training.steps": 10_000}
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    verb = ["-m", "medseg", "train", write_simple_cohort(tmp_path / "cohort"), "-o", run, "--device", "cpu"]
+    with (tmp_path / "err").open("w") as err:
+        started = subprocess.Popen(
+            list(map(str, [*torchrun, *verb, "--threads", 1, *words])), env=environment(), stderr=err,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 400
+        while not (run / "metrics.csv").exists() or len((run / "metrics.csv").read_text().splitlines()) < 2:
+            assert started.poll() is None and time.monotonic() < end, (tmp_path / "err").read_text()
+            time.sleep(0.1)
+        os.killpg(started.pid, signal.SIGINT)
+        started.wait(timeout=120)
+    finally:
+        started.kill()
+    told = (tmp_path / "err").read_text()
+    assert "forcefully" not in told and told.count("the model so far is saved") == 1, told
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "interrupted" and record["steps"] >= 1
+    assert find_checkpoints(run)[0].name == f"step_{record['steps']:08d}.safetensors"
 
 
 def test_what_torchrun_says_is_read_whole_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -541,3 +541,20 @@ def test_the_search_for_pickles_finds_them(line: str) -> None:
     assert unpickled(line)
     safe = "np.load(f, allow_pickle=False)\nmodel.eval()\nyaml.safe_load(f)\ntorch.load(f, weights_only=True)"
     assert not unpickled(safe)
+
+
+def test_a_process_ends_without_taking_the_interpreter_apart() -> None:
+    """That takes torch seconds. What was registered for the end is done, and the exit code is the same."""
+    code = (
+        "import atexit, os, sys\n"
+        "from medseg.cli.main import start\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        os.write(1, b'taken apart')\n"
+        "last = Last()\n"
+        "atexit.register(os.write, 1, b'registered')\n"
+        "sys.argv = ['medseg', 'no-such-verb']\n"
+        "start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "registered") and "no-such-verb" in done.stderr

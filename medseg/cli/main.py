@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 finished, but some cases failed or a check found errors; 2
 machine refuses (disk, memory); 128 + signal where one ended it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -57,8 +58,22 @@ def _register() -> None:
             app.command(verb.NAME, rich_help_panel=panel)(verb.run)
 
 
+def start() -> NoReturn:
+    """Run the command line as a process of its own; the entry point of the ``medseg`` script.
+
+    What was registered for the end is done, but the interpreter is not taken apart piece by piece: with torch in it
+    that takes seconds of computing, much longer on a busy machine, and torchrun kills after 30 what Ctrl-C has stopped.
+    """
+    try:
+        main()
+    except SystemExit as stop:
+        atexit._run_exitfuncs()
+        os._exit(stop.code if isinstance(stop.code, int) else 1)
+    raise AssertionError("main ends by an exit")
+
+
 def main() -> None:
-    """Run the command line; the entry point of the ``medseg`` script."""
+    """Run the command line in this process and end it by SystemExit."""
     _fill_standard_streams()
     received = _be_orderly_when_told_to_stop()
     _register()
