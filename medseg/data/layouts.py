@@ -85,11 +85,11 @@ def find_dataset(table: Path, *, images: bool = True, labels: bool = True) -> Co
         counts = {len(row.images) for row in rows}
         channels = ONE_CHANNEL if counts <= {1} else tuple(f"channel {k + 1}" for k in range(max(counts)))
     regions = _regions(data["labels"], table) if labels and not objects else {}
-    named = {name: number for number, name in enumerate(regions, 1)} or data["labels"]
+    numbered = {name: number for number, name in enumerate(regions, 1)} or data["labels"]
     return Cohort(
         rows=tuple(rows),
         channels=channels,
-        labels=_label_table(named, table, "ids" if objects else "single", int(objects)) if labels else None,
+        labels=_label_table(numbered, table, "ids" if objects else "single", int(objects)) if labels else None,
         layout="nnDetection" if objects else "Medical Segmentation Decathlon" if stacked else "nnU-Net",
         broken=tuple(broken),
         regions=dict(enumerate(regions.values(), 1)),
