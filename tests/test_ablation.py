@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from network_fixtures import LABELS, TINY, simple_case
+from network_fixtures import TINY, write_simple_cohort
 
 from medseg.errors import ConfigError
-from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
 
 PIPELINE = Path(__file__).parents[1] / "pipelines" / "ablation.py"
@@ -28,16 +27,7 @@ def ablation() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    rows = ["image,label,patient"]
-    for seed in range(3):
-        volume, truth = simple_case(seed, (6, 60, 68))
-        write_volume(folder / f"img_{seed}.nii.gz", volume)
-        write_instances(folder / f"lab_{seed}.seg.nrrd", truth)
-        rows.append(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd,p{seed}")
-    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_json(folder / "labels.json", LABELS.to_dict())
-    return folder
+    return write_simple_cohort(tmp_path_factory.mktemp("cohort"), 3, (6, 60, 68))
 
 
 SETTINGS = {

@@ -7,14 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.models.resnet as resnet
-from network_fixtures import LABELS, TINY, simple_case
+from network_fixtures import LABELS, TINY, write_simple_cohort
 from safetensors.torch import load_file
 
 from medseg.cli import main
-from medseg.io import write_instances, write_volume
-from medseg.io.atomic import write_json
 from medseg.labels import Label, LabelTable
-from medseg.values.instances import InstanceSet
 from medseg.values.plan import load_plan
 
 SETTINGS = {
@@ -45,25 +42,12 @@ def settings(values: dict[str, object]) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
-def make_cohort(folder: Path, labels: LabelTable) -> Path:
-    """Write two cases whose labels are called as said."""
-    for seed in range(2):
-        volume, truth = simple_case(seed, (6, 60, 68))
-        truth = InstanceSet(instances=truth.instances, geometry=truth.geometry, labels=labels)
-        write_volume(folder / f"img_{seed}.nii.gz", volume)
-        write_instances(folder / f"lab_{seed}.seg.nrrd", truth)
-    rows = ["image,label", *(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd" for seed in range(2))]
-    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_json(folder / "labels.json", labels.to_dict())
-    return folder
-
-
 def test_from_a_downloaded_backbone_to_a_run_and_on_to_other_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     torch.manual_seed(0)
     torch.save(resnet.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
-    first = make_cohort(tmp_path / "first", LABELS)
+    first = write_simple_cohort(tmp_path / "first", 2, (6, 60, 68), LABELS)
     common = ("--fold", "all", "--device", "cpu")
     words = ("train", first, "-o", tmp_path / "a", "--pretrained", tmp_path / "resnet18.pth", *common)
     code, _, err = medseg(monkeypatch, capsys, *words, *settings(SETTINGS | {"model.norm": "group"}))
@@ -87,7 +71,7 @@ def test_from_a_downloaded_backbone_to_a_run_and_on_to_other_labels(
     other = LabelTable(
         [Label(id=1, name="organ", colour=(1, 2, 3)), Label(id=2, name="cyst", colour=(4, 5, 6), kind="ids")]
     )
-    second = make_cohort(tmp_path / "second", other)
+    second = write_simple_cohort(tmp_path / "second", 2, (6, 60, 68), other)
     words = ("train", second, "-o", tmp_path / "b", "--init", tmp_path / "a", *common, "--set", "training.steps=1")
     code, out, err = medseg(monkeypatch, capsys, *words, "--set", "training.crop_size=[32,32]")
     assert code == 0, err

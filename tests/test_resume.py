@@ -7,22 +7,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cli_runs import environment
-from network_fixtures import LABELS, TINY, one_image, quick_curves, simple_case, tiny_plan
+from network_fixtures import (
+    TINY,
+    interrupting,
+    prepared_cases,
+    quick_curves,
+    tiny_plan,
+    write_simple_cohort,
+)
 from safetensors.torch import load_file
 
 import medseg.training.outputs as outputs
 import medseg.training.prepared as prepared
-from medseg.data.cache import CachedCase, load_case, prepare_case
+from medseg.data.cache import CachedCase, prepare_case
 from medseg.data.cohort import find_cohort
 from medseg.errors import ConfigError, InputError, ModelError
-from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
 from medseg.training.checkpoint import find_checkpoints
 from medseg.training.cohort import train_cohort
@@ -65,36 +71,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two patients."""
-    folder = tmp_path_factory.mktemp("cohort")
-    rows = ["image,label,patient"]
-    for seed in range(2):
-        volume, truth = simple_case(seed)
-        write_volume(folder / f"img_{seed}.nii.gz", volume)
-        write_instances(folder / f"lab_{seed}.seg.nrrd", truth)
-        rows.append(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd,p{seed}")
-    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_json(folder / "labels.json", LABELS.to_dict())
-    return folder
+    return write_simple_cohort(tmp_path_factory.mktemp("cohort"))
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
-    folder = tmp_path_factory.mktemp("cases")
-    for seed in range(2):
-        prepare_case(f"case{seed}", *one_image(seed), tiny_plan().input, folder)
-    return [load_case(folder, f"case{seed}") for seed in range(2)]
-
-
-def stopping(step: int, error: type[BaseException] = KeyboardInterrupt):  # type: ignore[no-untyped-def]
-    """Return a `Track` that ends the training with an error after some steps."""
-
-    def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
-        for number, item in enumerate(items):
-            if description == "training" and number == step:
-                raise error
-            yield item
-
-    return track
+    return prepared_cases(tmp_path_factory.mktemp("cases"))
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -153,11 +135,11 @@ def test_stopped_and_gone_on_with(
     train(cases, plan, tmp_path / "whole", CPU)
     run = tmp_path / "stopped"
     if error is KeyboardInterrupt:
-        assert train(cases, plan, run, CPU, stopping(stop)).interrupted
+        assert train(cases, plan, run, CPU, interrupting(stop)).interrupted
         assert find_checkpoints(run)[0].name == f"step_{stop:08d}.safetensors"  # nothing is lost
     else:
         with pytest.raises(error):
-            train(cases, plan, run, CPU, stopping(stop, error))
+            train(cases, plan, run, CPU, interrupting(stop, error))
         assert [p.name for p in find_checkpoints(run)] == (["step_00000003.safetensors"] if stop > 3 else [])
     torch.manual_seed(99)  # another process would not have this generator's state
     result = train(cases, plan, run, CPU, resume=True, note=pytest.fail)
@@ -190,7 +172,7 @@ def test_a_damaged_checkpoint_costs_steps_and_no_more(cases: list[CachedCase], t
     train(cases, plan, tmp_path / "whole", CPU)
     run = tmp_path / "damaged"
     with pytest.raises(ZeroDivisionError):
-        train(cases, plan, run, CPU, stopping(4, ZeroDivisionError))
+        train(cases, plan, run, CPU, interrupting(4, ZeroDivisionError))
     last, before = find_checkpoints(run)
     last.write_bytes(last.read_bytes()[:100_000])
     notes: list[str] = []
@@ -253,7 +235,7 @@ def stopped(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that Ctrl-C stopped after two steps."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     settings = {**SMALL, "training.steps": 3}
-    result = train_cohort(cohort, run, CPU, settings=settings, fold="all", track=stopping(2))
+    result = train_cohort(cohort, run, CPU, settings=settings, fold="all", track=interrupting(2))
     assert (result.steps, result.interrupted) == (2, True)
     return run
 

@@ -3,23 +3,31 @@
 import csv
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from network_fixtures import LABELS, TINY, one_image, quick_curves, simple_case, tiny_plan
+from network_fixtures import (
+    LABELS,
+    TINY,
+    interrupting,
+    prepared_cases,
+    quick_curves,
+    simple_case,
+    tiny_plan,
+    write_simple_cohort,
+)
 from safetensors.torch import load_file
 
 import medseg.training.outputs as outputs
-from medseg.data.cache import CachedCase, load_case, prepare_case
+from medseg.data.cache import CachedCase
 from medseg.data.dataset import SliceDataset
 from medseg.errors import ConfigError, GeometryError, InputError, ModelError
 from medseg.inference.run import load_run
-from medseg.io import write_instances, write_volume
-from medseg.io.atomic import write_json
+from medseg.io import write_volume
 from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.training.checkpoint import find_checkpoints, save_weights
 from medseg.training.cohort import train_cohort
@@ -44,37 +52,13 @@ def no_drawing() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
-    folder = tmp_path_factory.mktemp("cases")
-    for seed in range(2):
-        prepare_case(f"case{seed}", *one_image(seed), tiny_plan().input, folder)
-    return [load_case(folder, f"case{seed}") for seed in range(2)]
+    return prepared_cases(tmp_path_factory.mktemp("cases"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cohort of two cases on disk."""
-    folder = tmp_path_factory.mktemp("cohort")
-    rows = ["image,label,patient"]
-    for seed in range(2):
-        volume, truth = simple_case(seed)
-        write_volume(folder / f"img_{seed}.nii.gz", volume)
-        write_instances(folder / f"lab_{seed}.seg.nrrd", truth)
-        rows.append(f"img_{seed}.nii.gz,lab_{seed}.seg.nrrd,p{seed}")
-    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_json(folder / "labels.json", LABELS.to_dict())
-    return folder
-
-
-def interrupting(step: int):  # type: ignore[no-untyped-def]
-    """Return a `Track` that behaves as if Ctrl-C came after some training steps."""
-
-    def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
-        for number, item in enumerate(items):
-            if description == "training" and number == step:
-                raise KeyboardInterrupt
-            yield item
-
-    return track
+    return write_simple_cohort(tmp_path_factory.mktemp("cohort"))
 
 
 def test_two_runs_under_one_seed_are_equal_to_the_bit(cases: list[CachedCase], tmp_path: Path) -> None:
