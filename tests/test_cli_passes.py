@@ -47,7 +47,7 @@ def predict(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     def go(*options: object, models: str = "a") -> tuple[int, str]:
         chosen = [part for name in models.split() for part in ("-m", runs / name)]
         command = ["medseg", "predict", "-i", runs / "x.nii.gz", *chosen, "-o", tmp_path / "out", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in (*command, *options)])
+        monkeypatch.setattr(sys, "argv", [str(part) for part in (*command, "--no-report", *options)])
         monkeypatch.setattr(main.signal, "signal", lambda *_: None)
         monkeypatch.setattr(main.app, "registered_commands", [])
         with pytest.raises(SystemExit) as exit_:
