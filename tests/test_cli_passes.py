@@ -58,15 +58,18 @@ def predict(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_cost_is_told_and_everything_is_recorded(predict, runs: Path, tmp_path: Path) -> None:
-    code, err = predict("--flips", "--scale", 0.8, "--views", models="a b")
+    code, err = predict("--flips", "--views", models="a b")
     assert code == 0, err
     record = json.loads((tmp_path / "out" / "x" / "run.json").read_text())
     factor = record["passes"].pop("cost_factor")
-    assert f"x: 24 network passes, about {factor:.3g} times the time of one" in err.splitlines()
+    assert f"x: 12 network passes, about {factor:.3g} times the time of one" in err.splitlines()
     assert record["passes"] == {
-        "models": 2, "flips": True, "scales": [0.8], "views": True, "view_weight": 2.0, "count": 24,
+        "models": 2, "flips": True, "scales": [], "views": True, "view_weight": 2.0, "count": 12,
     }  # fmt: skip
     assert len(record["model_sha256"]) == 2
+    code, err = predict("--scale", 0.8, "--scale", "1.25")
+    # 60 x 68 pixels of 2 mm as 30 x 34, 24 x 27 and 38 x 42 (37.5 to the even number)
+    assert code == 0 and "x: 3 network passes, about 3.2 times the time of one" in err.splitlines()
 
 
 def test_one_plain_pass_has_nothing_to_tell(predict, tmp_path: Path) -> None:
