@@ -1,6 +1,7 @@
 """`medseg plan` through the command line, and plans from files."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from cli_runs import Run, run_all
 from network_fixtures import HPL, LABELS, simple_case
 
 from medseg.data.cohort import find_cohort
-from medseg.data.cohort_plan import decide_plan, plan_cohort
+from medseg.data.cohort_plan import decide_plan, likely_orientation, plan_cohort
+from medseg.data.layouts import Cohort
+from medseg.data.planning import scanner_orientation
 from medseg.errors import ConfigError
 from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
@@ -124,11 +127,29 @@ def test_slices_are_those_of_the_scanner(tmp_path: Path, order: tuple[int, int, 
     write_instances(tmp_path / "label.seg.nrrd", moved)
     (tmp_path / "cohort.csv").write_text("\n".join([*rows, "image.nii.gz,label.seg.nrrd,p"]), encoding="utf-8")
     write_json(tmp_path / "labels.json", LABELS.to_dict())
-    plan, facts = decide_plan(find_cohort(tmp_path), {})
+    looks: list[str] = []
+
+    def listening(items: Iterable, description: str, total: int | None = None) -> Iterable:
+        looks.append(description)
+        return items
+
+    plan, facts = decide_plan(find_cohort(tmp_path), {}, track=listening)
     assert plan.input.orientation == facts.orientation == expected
+    assert looks == ["reading cases"]  # once: the first header tells how slices lie
     np.testing.assert_allclose(facts.cases[0].spacing_mm, (5, 2, 2), rtol=1e-5)
     assert facts.cases[0].shape[0] == 14 and "5 x 2 x 2 mm" in plan.reasons["input.orientation"]
     assert decide_plan(find_cohort(tmp_path), {"input.orientation": "HPL"}).plan.input.orientation == "HPL"
+
+
+def test_a_first_case_unlike_the_others_does_not_decide() -> None:
+    """Cases are looked at again where most lie otherwise; the orientation of the facts does not matter to the vote."""
+    turned = ((2.0, 5.0, 2.0), (60, 14, 68), "HPL"), ((5.0, 2.0, 2.0), (14, 60, 68), "PFL")  # the same, twice
+    upright = ((5.0, 2.0, 2.0), (14, 60, 68), "HPL")
+    flat = ((1.0, 1.0, 4.0), (1, 60, 68), "LHP")
+    assert [scanner_orientation([grid]) for grid in (*turned, upright, flat)] == ["PFL", "PFL", "HPL", "LFP"]
+    assert scanner_orientation([turned[0], upright, upright]) == "HPL"
+    cohort = Cohort(rows=(), channels=("image",), labels=None)
+    assert likely_orientation(cohort) == "HPL"
 
 
 def test_facts_do_not_depend_on_the_order_of_cases(cohort: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from medseg.data.check import checked_cases
 from medseg.data.cohort import Cohort, common_labels
 from medseg.data.fingerprint import CaseMeasures, Fingerprint, fingerprint, look_at, thin_outlines
-from medseg.data.planning import ORIENTATIONS, best_orientation, derive_plan
+from medseg.data.planning import ORIENTATIONS, best_orientation, derive_plan, scanner_orientation
 from medseg.data.small_plan import small_plan
-from medseg.errors import ConfigError
+from medseg.errors import ConfigError, MedsegError
+from medseg.io import list_series
 from medseg.labels import LabelTable
 from medseg.progress import Track, silent
 from medseg.values.plan import Plan, load_plan
@@ -62,7 +63,9 @@ def decide_plan(
         ConfigError: a setting that is unknown or out of range, a broken plan, or one of other labels or channels.
     """
     if file is None:
-        facts = facts_for(settings, lambda orientation: fingerprint_cohort(cohort, orientation, track))
+        facts = facts_for(
+            settings, lambda orientation: fingerprint_cohort(cohort, orientation, track), likely_orientation(cohort)
+        )
         return Decision(plan_with(facts, settings, small=small), facts)
     plan = load_plan(file).with_overrides(dict(settings))
     facts = fingerprint_cohort(cohort, plan.input.orientation, track)
@@ -70,15 +73,31 @@ def decide_plan(
     return Decision(plan, facts)
 
 
-def facts_for(settings: Mapping[str, Any], look: Callable[[str], Fingerprint]) -> Fingerprint:
+def likely_orientation(cohort: Cohort) -> str:
+    """Return the orientation that suits the first case, by its header: most often that of all, which are read next."""
+    for row in cohort.rows[:1]:
+        try:
+            found = [info for info in list_series(row.images[0]) if row.series in (None, info.uid)]
+        except MedsegError:  # reading the case will tell
+            continue
+        grids = [(i.spacing_mm, i.shape, i.orientation) for i in found if i.spacing_mm and i.shape and i.orientation]
+        if grids:
+            return scanner_orientation(grids)
+    return ORIENTATIONS[0]
+
+
+def facts_for(
+    settings: Mapping[str, Any], look: Callable[[str], Fingerprint], likely: str = ORIENTATIONS[0]
+) -> Fingerprint:
     """Look at a cohort in the orientation of its plan: the one that the user decides, else the one that suits it.
 
     Args:
         settings: dotted plan fields that the user decides.
         look: gives the fingerprint in an orientation; called twice where the first one does not suit the cohort.
+        likely: the one to look in first, unless the user decides.
     """
     chosen = settings.get("input.orientation")
-    facts = look(ORIENTATIONS[0] if chosen is None else str(chosen))
+    facts = look(likely if chosen is None else str(chosen))
     better = best_orientation(facts) if chosen is None else facts.orientation
     return facts if better == facts.orientation else look(better)
 

@@ -5,6 +5,7 @@ docs/planning.md has the rules in a table. What the network sees is decided here
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -38,16 +39,28 @@ CONTEXT_MM = 8.0
 COARSER = 1.5
 #: Orientations by the axis (head, posterior, left) that the slices follow.
 ORIENTATIONS = ("HPL", "PFL", "LFP")
+#: The place in ``HPL`` of the axis along which a letter lies.
+PATIENT_AXIS = {"H": 0, "F": 0, "P": 1, "A": 1, "L": 2, "R": 2}
 
 
 def best_orientation(facts: Fingerprint) -> str:
-    """Return in which orientation the slices of most cases are those of the scanner; ``facts`` are in HPL.
+    """Return in which orientation the slices of most cases are those of the scanner."""
+    return scanner_orientation((case.spacing_mm, case.shape, facts.orientation) for case in facts.cases)
+
+
+def scanner_orientation(grids: Iterable[tuple[Sequence[float], Sequence[int], str]]) -> str:
+    """Return in which orientation the slices of most grids are those of the scanner.
 
     Pictures as thick as one voxel are slices across that axis.
+
+    Args:
+        grids: spacing (mm), shape and orientation, such as ``HPL``, of each, all by array axis.
     """
     votes: Counter[int] = Counter()
-    for case in facts.cases:
-        steps = [np.inf if n == 1 else s for s, n in zip(case.spacing_mm, case.shape, strict=True)]
+    for spacing_mm, shape, letters in grids:
+        steps = [0.0] * 3
+        for step, size, letter in zip(spacing_mm, shape, letters, strict=True):
+            steps[PATIENT_AXIS[letter]] = np.inf if size == 1 else step
         second, coarsest = sorted(steps)[1:]
         votes[steps.index(coarsest) if coarsest >= COARSER * second else 0] += 1
     return ORIENTATIONS[max(range(3), key=lambda axis: (votes[axis], -axis))]
