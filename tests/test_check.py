@@ -236,6 +236,8 @@ def test_slices_are_those_of_the_largest_spacing(oblique_geometry: VolumeGeometr
     mask[[0, 3, 4]] = True
     assert empty_slices(Instance(id=1, label=1, mask=mask, offset=(10, 0, 0)), 0) == [11, 12]
     assert empty_slices(Instance(id=1, label=1, mask=mask, offset=(10, 0, 0)), 2) == []
+    mask[3:, 0] = mask[0, 1] = False  # two parts that lie beside each other
+    assert empty_slices(Instance(id=1, label=1, mask=mask, offset=(10, 0, 0)), 0) == []
 
 
 def test_the_command_line_lists_every_broken_case(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cc3d
 import numpy as np
@@ -41,7 +42,7 @@ class LabelFacts:
         name: the label's.
         voxels: of all its objects; what two of them share counts twice.
         objects: how many there are.
-        objects_with_gaps: those with slices without a voxel between their first and their last.
+        objects_with_gaps: those with slices without a voxel between two that have one in the same place.
         missing_slices: how many such slices there are.
         parts: connected components of at least `PART_VOXELS` voxels, of a ``single`` label; else 0.
     """
@@ -175,9 +176,14 @@ def slice_axis(grid: VolumeGeometry) -> int:
 
 
 def empty_slices(instance: Instance, axis: int) -> list[int]:
-    """Return the slices of the volume (from 0) in which an object has no voxel, between its first and its last."""
-    hit = np.flatnonzero(instance.mask.any(axis=tuple(a for a in range(3) if a != axis)))
-    return [int(k) + instance.offset[axis] for k in sorted(set(range(hit[0], hit[-1] + 1)) - set(hit.tolist()))]
+    """Return the slices of the volume (from 0) that lack an object which is in the same place before and after them.
+
+    Parts of an object that lie beside each other have no slice missing between them.
+    """
+    planes = np.moveaxis(instance.mask, axis, 0)
+    hit = np.flatnonzero(planes.any(axis=(1, 2))).tolist()
+    gaps = [(a, b) for a, b in pairwise(hit) if b > a + 1 and (planes[a] & planes[b]).any()]
+    return [k + instance.offset[axis] for a, b in gaps for k in range(a + 1, b)]
 
 
 def _parts(instance: Instance) -> int:
