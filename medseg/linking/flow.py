@@ -15,13 +15,16 @@ is whole (Zhang, Li & Nevatia, "Global data association for multi-object trackin
 CVPR 2008; Schrijver, Combinatorial Optimization, ch. 13).
 
 Competing readings of a slice (`alternatives`) add f_i + f_j <= 1 for nodes that exclude each other and f_i = f_j for
-those that go together, and the proof ends there: three nodes that exclude each other pairwise give halves. So with
-such pairs the linear programme is solved first; a connected component whose optimum comes out whole is decided, the
-others go to branch and bound. Either says which of the readings to leave out; what is left is a flow again.
+those that go together, and the proof ends there: three nodes that exclude each other pairwise give halves. One row for
+all that exclude each other (a clique; Padberg, "On the facial structure of set packing polyhedra", Mathematical
+Programming 1973) rules most of these out, cycles of five and more stay. So the linear programme is solved first; a
+connected component whose optimum comes out whole is decided, the others go to branch and bound. Either says which of
+the readings to leave out; what is left is a flow again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +40,8 @@ from medseg.values.ragged import blocks
 EDGES_PER_CALL = 20000
 #: Worth of a node that the choice between alternatives has settled: more than any track could gain by leaving it.
 FORCED = 1000.0
+#: Presolving takes longer here than it saves.
+_SOLVER = {"presolve": False}
 
 
 def node_rewards(scores: NDArray[np.float64], min_score: float) -> NDArray[np.float64]:
@@ -164,10 +169,12 @@ def _readings(
     of_edge = component[edges.first]
     sizes = np.bincount(of_edge, minlength=int(component.max()) + 1)
     chosen = np.ones(n, np.bool_)
+    cliques = _cliques(exclusive)
+    of_clique = component[[clique[0] for clique in cliques]] if cliques else component[:0]
     for batch in _batches(np.unique(component[bound]), sizes):
         nodes, arcs = np.flatnonzero(batch[component]), np.flatnonzero(batch[of_edge])
-        pairs = [p[batch[component[p[:, 0]]]] for p in (exclusive, together)]
-        problem = _problem(rewards, edges, nodes, arcs, *pairs)
+        apart = [cliques[c] for c in np.flatnonzero(batch[of_clique]).tolist()]
+        problem = _problem(rewards, edges, nodes, arcs, apart, together[batch[component[together[:, 0]]]])
         result = linprog(
             problem.cost,
             A_ub=sparse.vstack([problem.flow, problem.exclusive]),
@@ -176,19 +183,41 @@ def _readings(
             b_eq=np.zeros(problem.together.shape[0]),
             bounds=(0, 1),
             method="highs-ds",
+            options=_SOLVER,
         )
         assert result.status == 0, f"the choice between readings has no optimum: {result.message}"
         share = result.x[: len(nodes)]
         chosen[nodes] = share > 0.5
         for part in np.unique(component[nodes[np.abs(share - np.round(share)) > 1e-6]]):
             nodes, arcs = np.flatnonzero(component == part), np.flatnonzero(of_edge == part)
-            own = [p[component[p[:, 0]] == part] for p in pairs]
-            chosen[nodes], part_gap = _branch(rewards, edges, nodes, arcs, own[0], own[1], node_limit)
+            apart = [cliques[c] for c in np.flatnonzero(of_clique == part).tolist()]
+            pairs = together[component[together[:, 0]] == part]
+            chosen[nodes], part_gap = _branch(rewards, edges, nodes, arcs, apart, pairs, node_limit)
             gap = max(gap, part_gap)
     allowed[bound] = chosen[bound]
     linked = together.ravel()
     forced[linked] = chosen[linked]
     return allowed, forced, gap
+
+
+def _cliques(exclusive: NDArray[np.intp]) -> list[list[int]]:
+    """Cover pairs that exclude each other by sets of which every two do, each grown from a pair that is left."""
+    rivals: dict[int, set[int]] = {}
+    for i, j in exclusive.tolist():
+        rivals.setdefault(i, set()).add(j)
+        rivals.setdefault(j, set()).add(i)
+    cliques: list[list[int]] = []
+    covered: set[tuple[int, ...]] = set()
+    for i, j in exclusive.tolist():
+        if (min(i, j), max(i, j)) in covered:
+            continue
+        clique, common = [i, j], rivals[i] & rivals[j]
+        while common:
+            clique.append(min(common))
+            common &= rivals[clique[-1]]
+        covered.update(combinations(sorted(clique), 2))
+        cliques.append(clique)
+    return cliques
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,7 +227,7 @@ class _Problem:
     Attributes:
         cost: [n + e].
         flow: [2n, n + e], "edges in - f <= 0" above "edges out - f <= 0".
-        exclusive: [X, n + e], <= 1.
+        exclusive: [C, n + e], <= 1: a row for each set of nodes that exclude each other.
         together: [T, n + e], = 0.
     """
 
@@ -213,7 +242,7 @@ def _problem(
     edges: Edges,
     nodes: NDArray[np.intp],
     arcs: NDArray[np.intp],
-    exclusive: NDArray[np.intp] = _NO_PAIRS,
+    cliques: Sequence[Sequence[int]] = (),
     together: NDArray[np.intp] = _NO_PAIRS,
 ) -> _Problem:
     n, e = len(nodes), len(arcs)
@@ -222,16 +251,17 @@ def _problem(
     row = np.concatenate([position[edges.second[arcs]], n + position[edges.first[arcs]]])
     incidence = sparse.coo_array((np.ones(2 * e), (row, np.tile(np.arange(e), 2))), shape=(2 * n, e))
     minus = -sparse.eye_array(n)
-    extra = []
-    for p, sign in ((exclusive, 1.0), (together, -1.0)):
-        row = np.repeat(np.arange(len(p)), 2)
-        values = np.tile([1.0, sign], len(p))
-        extra.append(sparse.csc_array((values, (row, position[p.ravel()])), shape=(len(p), n + e)))
+    members = np.array([i for clique in cliques for i in clique], np.intp)
+    of_clique = np.repeat(np.arange(len(cliques)), [len(clique) for clique in cliques])
+    of_pair = np.repeat(np.arange(len(together)), 2)
+    signs = np.tile([1.0, -1.0], len(together))
     return _Problem(
         cost=-np.concatenate([rewards[nodes], edges.log_odds[arcs]]),
         flow=sparse.hstack([sparse.vstack([minus, minus]), incidence], format="csc"),
-        exclusive=extra[0],
-        together=extra[1],
+        exclusive=sparse.csc_array(
+            (np.ones(len(members)), (of_clique, position[members])), shape=(len(cliques), n + e)
+        ),
+        together=sparse.csc_array((signs, (of_pair, position[together.ravel()])), shape=(len(together), n + e)),
     )
 
 
@@ -245,7 +275,9 @@ def _solve(
     """
     n = len(nodes)
     problem = _problem(rewards, edges, nodes, arcs)
-    result = linprog(problem.cost, A_ub=problem.flow, b_ub=np.zeros(2 * n), bounds=(0, 1), method="highs-ds")
+    result = linprog(
+        problem.cost, A_ub=problem.flow, b_ub=np.zeros(2 * n), bounds=(0, 1), method="highs-ds", options=_SOLVER
+    )
     assert result.status == 0, f"the flow has no optimum: {result.message}"
     whole = np.round(result.x)
     assert np.abs(result.x - whole).max(initial=0.0) < 1e-6, "the flow is not whole"
@@ -258,23 +290,24 @@ def _branch(
     edges: Edges,
     nodes: NDArray[np.intp],
     arcs: NDArray[np.intp],
-    exclusive: NDArray[np.intp],
+    cliques: Sequence[Sequence[int]],
     together: NDArray[np.intp],
     node_limit: int,
 ) -> tuple[NDArray[np.bool_], float]:
     """Choose between the alternatives of one component by branch and bound.
 
-    Only the nodes of pairs need to be whole: with those fixed, the rest is a flow.
+    Only the nodes of cliques and pairs need to be whole: with those fixed, the rest is a flow.
 
     Returns:
         Which nodes are taken, and the relative gap. Where the limit is reached before anything was found, the nodes
         of higher reward are taken one after the other, and the gap is infinite.
     """
-    problem = _problem(rewards, edges, nodes, arcs, exclusive, together)
-    pairs = [np.searchsorted(nodes, p) for p in (exclusive, together)]
+    problem = _problem(rewards, edges, nodes, arcs, cliques, together)
     n = len(nodes)
+    sets = [np.searchsorted(nodes, clique) for clique in cliques]
+    pairs = np.searchsorted(nodes, together)
     whole = np.zeros(len(problem.cost))
-    whole[np.concatenate(pairs).ravel()] = 1
+    whole[np.concatenate([*sets, pairs.ravel()])] = 1
     result = milp(
         problem.cost,
         integrality=whole,
@@ -289,8 +322,8 @@ def _branch(
     if result.x is not None:
         return np.round(result.x[:n]) > 0, float(result.mip_gap or 0.0)
     chosen = np.ones(n, np.bool_)
-    chosen[pairs[1].ravel()] = False
-    for i, j in pairs[0][np.argsort(-rewards[exclusive].max(axis=1, initial=-np.inf), kind="stable")].tolist():
-        if chosen[i] and chosen[j]:
-            chosen[j if rewards[nodes[i]] >= rewards[nodes[j]] else i] = False
+    chosen[pairs.ravel()] = False
+    for members in sorted(sets, key=lambda members: -rewards[nodes[members]].max()):
+        best = max((i for i in members if chosen[i]), key=lambda i: rewards[nodes[i]], default=-1)
+        chosen[[i for i in members if i != best]] = False
     return chosen, float("inf")

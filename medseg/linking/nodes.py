@@ -140,10 +140,10 @@ def build_nodes(
         _check(part, depth, labels)
         for i, (pasted, row, column) in enumerate(paste_masks(part.masks, part.boxes, (rows, columns))):
             hit = pasted >= mask_threshold
-            in_rows = np.flatnonzero(hit.any(axis=1))
+            in_rows = np.nonzero(hit.any(axis=1))[0]
             if not len(in_rows):
                 continue
-            in_columns = np.flatnonzero(hit.any(axis=0))
+            in_columns = np.nonzero(hit.any(axis=0))[0]
             r0, r1 = int(in_rows[0]), int(in_rows[-1]) + 1
             c0, c1 = int(in_columns[0]), int(in_columns[-1]) + 1
             window = (row + r0, column + c0, row + r1, column + c1)
