@@ -96,7 +96,8 @@ def one_line(err: str) -> str:
 
 def test_train_predict_evaluate(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in trained.iterdir()) == [  # two patients: no validation
-        "checkpoints", "curves.png", "fingerprint.json", "metrics.csv", "model.safetensors", "plan.yaml", "run.json",
+        "checkpoints", "curves.png", "fingerprint.json", "metrics.csv", "model.safetensors", "plan.yaml",
+        "report.html", "run.json",
     ]  # fmt: skip
     record = json.loads((trained / "run.json").read_text())
     assert (record["steps"], record["status"], record["fold"]) == (3, "finished", "all")
@@ -115,13 +116,21 @@ def test_train_predict_evaluate(run: Run, cohort: Path, trained: Path, tmp_path:
     code, out, err = run("evaluate", "-r", cohort, "-p", tmp_path / "pred", "-o", tmp_path / "eval")
     assert code == 0, err
     assert "lesion" in out and json.loads((tmp_path / "eval" / "summary.json").read_text())["n_cases"] == 2
+    index = (tmp_path / "pred" / "index.html").read_text()
+    for name in ("case_0", "case_1"):
+        assert f'href="{name}/report.html"' in index and (tmp_path / "pred" / name / "report.html").is_file()
+    page = tmp_path / "pred" / "case_0" / "report.html"
+    before = page.read_bytes()
+    assert run("report", tmp_path / "pred" / "case_0", "--image", cohort / "case_0.nii.gz")[0] == 0
+    assert page.read_bytes() == before
+    assert len(list((tmp_path / "eval").glob("worst_*.jpg"))) == 2 and (tmp_path / "eval" / "report.html").is_file()
 
 
 def test_train_shows_its_plan_and_its_files(run: Run, cohort: Path, settings: list[str], tmp_path: Path) -> None:
     code, out, _ = run("train", cohort, "-o", tmp_path / "run", "--device", "cpu", "--threads", 1, *settings)
     assert code == 0 and "trained 3 steps" in out and "input.windows" in out
-    files = ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json")
-    assert out.splitlines()[-5:] == [str(tmp_path / "run" / name) for name in files]
+    files = ("plan.yaml", "model.safetensors", "metrics.csv", "curves.png", "run.json", "report.html")
+    assert out.splitlines()[-6:] == [str(tmp_path / "run" / name) for name in files]
 
 
 def test_train_follows_a_plan_from_a_file(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
@@ -161,6 +170,8 @@ def test_a_broken_case_of_a_cohort_fails_alone(run: Run, cohort: Path, trained: 
     assert "failed: case_0: " in err and "warning: 1 of 2 cases failed" in err
     assert [p.name for p in (tmp_path / "out").iterdir() if p.is_dir()] == ["case_1"]
     assert (tmp_path / "out" / "case_1" / "run.json").exists()
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert "<b>case_0</b>: (file): " in index and tmp_path.name not in index
 
 
 def test_cohorts_of_other_layouts(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
@@ -175,13 +186,13 @@ def test_cohorts_of_other_layouts(run: Run, cohort: Path, trained: Path, tmp_pat
     for name in ("a", "b"):
         write_instances(folder / "labelsTr" / f"{name}.nii.gz", truth, format="semantic")
         (folder / "labelsTr" / f"{name}.json").unlink()
-    arguments = ("-m", trained, "-o", tmp_path / "pred", "--device", "cpu")
+    arguments = ("-m", trained, "-o", tmp_path / "pred", "--device", "cpu", "--no-report")
     code, out, err = run("predict", "-i", folder, *arguments)
     assert code == 1 and "nnU-Net, 2 cases" in out
     assert re.search(r"failed: b: .*labelsTr/b\.nii\.gz: no image for this label", " ".join(err.split()))
     assert "warning: 1 of 2 cases failed" in err
     assert [path.name for path in (tmp_path / "pred").iterdir() if path.is_dir()] == ["a"]
-    arguments = ("-r", folder, "-p", tmp_path / "pred", "-o", tmp_path / "eval", "--surface", "none")
+    arguments = ("-r", folder, "-p", tmp_path / "pred", "-o", tmp_path / "eval", "--surface", "none", "--no-report")
     code, out, err = run("evaluate", *arguments)
     assert code == 1 and "failed: b: no prediction in" in err
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
@@ -195,10 +206,10 @@ def test_cohorts_of_other_layouts(run: Run, cohort: Path, trained: Path, tmp_pat
         write_ct_series(tmp_path / "dicom" / patient / "ct", volume, seed=number, description="case")
         context = read_dicom_context(tmp_path / "dicom" / patient / "ct")
         write_instances(tmp_path / "dicom" / patient / "seg.dcm", truth, context=context)
-    arguments = ("-m", trained, "-o", tmp_path / "found", "--device", "cpu")
+    arguments = ("-m", trained, "-o", tmp_path / "found", "--device", "cpu", "--no-report")
     code, out, err = run("predict", "-i", tmp_path / "dicom", *arguments)
     assert code == 0 and "DICOM folder per patient, 2 cases" in out, err
-    scores = ("-o", tmp_path / "scores", "--surface", "none")
+    scores = ("-o", tmp_path / "scores", "--surface", "none", "--no-report")
     code, out, err = run("evaluate", "-r", tmp_path / "dicom", "-p", tmp_path / "found", *scores)
     assert code == 0, err
     summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
@@ -207,7 +218,7 @@ def test_cohorts_of_other_layouts(run: Run, cohort: Path, trained: Path, tmp_pat
 
 
 def test_a_single_study_has_its_name(run: Run, cohort: Path, trained: Path, tmp_path: Path) -> None:
-    arguments = ("predict", "-m", trained, "-o", tmp_path / "out", "--device", "cpu", "-i")
+    arguments = ("predict", "-m", trained, "-o", tmp_path / "out", "--device", "cpu", "--no-report", "-i")
     assert run(*arguments, cohort / "case_0.nii.gz", "--name", "mine")[0] == 0
     assert run(*arguments, cohort / "case_1")[0] == 0
     names = sorted(p.name for p in (tmp_path / "out").iterdir())

@@ -12,11 +12,15 @@ from browser import Browser, find_browser
 from medseg.errors import InputError
 from medseg.evaluation import Settings, compare_files, evaluate_files
 from medseg.io import write_instances, write_volume
+from medseg.io.atomic import write_json
 from medseg.labels import Label, LabelTable
-from medseg.reporting.case_report import case_warnings, describe_case, read_case
+from medseg.metrics.measurement import measure
+from medseg.reporting.case_report import case_warnings, describe_case, read_case, save_case
 from medseg.reporting.cohort_index import save_failures, save_index, without_paths
 from medseg.reporting.evaluation_report import is_evaluation, save_evaluation_report, save_worst_pictures
 from medseg.reporting.html import for_script
+from medseg.reporting.overlay import save_overlay
+from medseg.reporting.tables import write_measurements_json
 from medseg.reporting.training_report import is_training, save_training_report
 from medseg.reporting.viewer import BUDGET, MAX_VOXELS, unpacked, viewer_data
 from medseg.values.geometry import make_volume
@@ -188,22 +192,23 @@ def test_grey_levels_follow_the_scale(case):
 
 
 def save_results(folder, case, names):
-    from network_fixtures import tiny_plan
-
-    from medseg.inference.predictor import Prediction
-    from medseg.inference.result import save_prediction
-
+    """Write what `medseg predict` leaves of a case that reports are made from (without torch, which takes seconds)."""
     volume, instances = case
-    prediction = Prediction(instances=instances, warnings=(), seconds={"read": 1.0})
-    return [save_prediction(folder / n, n, volume, prediction, tiny_plan(), {"patient_id": "DOE^JANE"}) for n in names]
+    run = {"patient_id": "DOE^JANE", "display_window": [-160.0, 240.0], "warnings": [], "seconds": {"read": 1.0}}
+    for name in names:
+        write_instances(folder / name / f"{name}.seg.nrrd", instances)
+        write_measurements_json(measure(instances, volume), folder / name / f"{name}_measurements.json")
+        save_overlay(folder / name / f"{name}_overlay.png", volume, instances, columns=1)
+        write_json(folder / name / "run.json", {"case": name, **run})
+    return run
 
 
 def test_a_report_is_rebuilt_from_the_saved_files(case, tmp_path):
     volume, instances = case
-    (saved,) = save_results(tmp_path, case, ["x"])
-    path = saved.report()
+    run = save_results(tmp_path, case, ["x"])
+    path = save_case(read_case(tmp_path / "x", volume), tmp_path / "x")
     assert path == tmp_path / "x" / "report.html" and (tmp_path / "x" / "x_thumbnail.jpg").is_file()
-    assert read_case(tmp_path / "x", volume).html() == path.read_text()
+    assert describe_case("x", *case, (-160.0, 240.0), run).html() == path.read_text()
     without = read_case(tmp_path / "x").html()
     assert "viewer-data" not in without and "data:image/png" in without and "DOE^" not in without
     (tmp_path / "x" / "x_measurements.json").write_text('{"measurements": []}')
@@ -227,7 +232,8 @@ def test_reasons_lose_their_paths(reason, expected, tmp_path):
 @pytest.fixture(scope="module")
 def index(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    save_results(folder, case, ["b case", "a#1"])[0].report()
+    save_results(folder, case, ["b case", "a#1"])
+    save_case(read_case(folder / "b case", case[0]), folder / "b case")
     save_failures(folder, {"lost": HARD})
     return save_index(folder)
 
@@ -387,6 +393,23 @@ def test_the_canvas_shows_an_object_in_its_colour(opened, page, tmp_path):
     assert opened.complaints() == []
 
 
+def test_keys_move_the_cross_hair_and_everything_has_a_name(opened):
+    opened.evaluate("document.querySelector('tr [data-go=\"1\"]').click()")
+    before = np.array(crosshair(opened))
+    opened.evaluate("document.getElementById('canvas').focus()")
+    for kind in ("keyDown", "keyUp"):
+        opened.send("Input.dispatchKeyEvent", type=kind, key="PageUp", code="PageUp", windowsVirtualKeyCode=33)
+    assert np.linalg.norm(crosshair(opened) - before) < 4.6 and crosshair(opened)[2] > before[2] + 1.4
+    opened.evaluate("document.querySelector('tr [data-go=\"3\"]').focus()")
+    for kind in ("keyDown", "keyUp"):
+        opened.send("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13)
+    assert opened.evaluate("document.querySelector('tr.chosen').dataset.object") == "3"
+    roles = {"button", "link", "checkbox", "slider", "combobox", "image", "img", "application", "region"}
+    for node in opened.send("Accessibility.getFullAXTree")["nodes"]:
+        if not node["ignored"] and node.get("role", {}).get("value") in roles:
+            assert node["name"]["value"].strip(), node
+
+
 def assert_no_sideways_scroll(browser):
     for width in (390, 1280):
         browser.size(width, 500)
@@ -408,6 +431,7 @@ def test_without_webgl_the_pictures_remain(browser, page):
         browser.evaluate("[...document.images].filter((i) => i.naturalWidth > 300 && i.offsetHeight > 100).length") >= 3
     )
     assert not browser.evaluate("document.getElementById('canvas').checkVisibility()")
+    assert browser.evaluate("[...document.querySelectorAll('[data-go]')].every((button) => button.disabled)")
     assert browser.complaints() == [] and browser.requests() == []
 
 

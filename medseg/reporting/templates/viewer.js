@@ -110,6 +110,7 @@
     };
 
     for (const button of document.querySelectorAll("[data-go]")) {
+      button.disabled = false;
       button.addEventListener("click", () => {
         const object = objects.find((one) => one.id === Number(button.dataset.go));
         goTo(button.dataset.point ? JSON.parse(button.dataset.point) : object.centroid);
