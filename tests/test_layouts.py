@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from highdicom import VolumeGeometry
 
-from medseg.data.cohort import find_cohort, parse_kind, read_cases
+from medseg.data.cohort import find_cohort, find_studies, parse_kind, read_cases
 from medseg.errors import ConfigError, InputError
 from medseg.io import write_volume
 from medseg.values.geometry import make_volume
@@ -94,6 +94,35 @@ def test_nnunet_1_lists_its_cases_without_channel_numbers(tmp_path: Path) -> Non
     assert [row.images for row in cohort.rows] == [(tmp_path / "imagesTr" / "a_0000.nii.gz",)]
     (broken,) = cohort.broken
     assert broken.name == "gone" and "gone.nii.gz: no such file" in broken.reason
+
+
+def test_a_folder_of_images_is_a_cohort_to_predict_on(tmp_path: Path) -> None:
+    """nnU-Net's imagesTs: channels by their numbers, or else every file a case; a study with a NIfTI file is none."""
+
+    def cases(*names: str) -> list[tuple[str, int]]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "imagesTs"
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+        found = find_studies(folder)
+        assert find_studies(folder, single=True) is None
+        assert found is None or all(row.label.parent == folder.parent / "labelsTs" for row in found.rows)
+        return [] if found is None else [(row.name, len(row.images)) for row in found.rows]
+
+    assert cases("b_0000.nii.gz", "a_0001.nii.gz", "a_0000.nii.gz", "._a_0000.nii.gz") == [("a", 2), ("b", 1)]
+    assert cases("scan_2019.nii", "scan_2020.nii", "x.mha", "x.json") == [("scan_2019", 1), ("scan_2020", 1), ("x", 1)]
+    assert cases("a_0000.nii.gz", "IM0001") == cases("notes.json") == []
+
+
+def test_a_cohort_to_predict_on_needs_no_labels(tmp_path: Path) -> None:
+    listed = [{"image": f"./imagesTr/{name}.nii", "label": f"./labelsTr/{name}.nii"} for name in "ab"]
+    write_dataset(tmp_path / "n", {"labels": {"ignore": 1}, "training": listed}, "imagesTr/a.nii")
+    found = find_studies(tmp_path / "n")
+    assert found is not None and [row.name for row in found.rows] == ["a"]
+    assert [case.name for case in found.broken] == ["b"] and "no image for this label" in found.broken[0].reason
+    (tmp_path / "n" / "cohort.csv").write_text("image,label\nimagesTr/a.nii,gone.nii\ngone.nii,gone.nii\n")
+    found = find_studies(tmp_path / "n" / "cohort.csv")
+    assert found is not None and [row.name for row in found.rows] == ["a"] and len(found.broken) == 1
 
 
 def test_nnunet_2_names_files_anywhere(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 from highdicom import Volume, VolumeGeometry
 
 from medseg.data.grid import stack_channels
-from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset
+from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset, find_images
 from medseg.errors import CasesError, ConfigError, GeometryError, InputError, MedsegError
 from medseg.io.cohort_table import (
     TABLE_NAME,
@@ -120,16 +120,21 @@ def find_studies(path: Path, track: Track = silent, *, single: bool = False) -> 
     Args:
         path: what exists.
         track: progress over folders of DICOM.
-        single: the user means a single study, so that folders of DICOM are not looked into: only a table makes these
-            a cohort. Without it they are one where at least two of them hold a segmented series; one such folder
-            may just as well be a study with a segmentation.
+        single: the user means a single study: only a table makes a cohort then. Without it a folder of image files is
+            one (see `find_images`), and a folder of DICOM folders where at least two of these hold a segmented series;
+            one may just as well be a study with a segmentation.
 
     Raises:
         InputError: see `find_cases`.
     """
     if lists_cases(path):
         return find_cases(path, track, labels=False)
-    patients = find_patients(path, track) if path.is_dir() and not single else None
+    if single or not path.is_dir():
+        return None
+    images = find_images(path)
+    if images is not None:
+        return images
+    patients = find_patients(path, track)
     return patients if patients is not None and len({row.images for row in patients.rows}) > 1 else None
 
 

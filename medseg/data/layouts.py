@@ -11,6 +11,7 @@ All three have a ``dataset.json`` (nnDetection also ``dataset.yaml``) beside ``i
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,34 @@ def find_dataset(table: Path, *, images: bool = True, labels: bool = True) -> Co
         broken=tuple(broken),
         regions=dict(enumerate(regions.values(), 1)),
     )
+
+
+def find_images(folder: Path) -> Cohort | None:
+    """Return the image files of a folder as cases to predict on, such as nnU-Net's ``imagesTs``.
+
+    Where all files are numbered as nnU-Net numbers channels (``a_0000``, ``a_0001``), a case is the files of one name;
+    else every file is one. Labels are where nnU-Net has them (``labelsTs``), there or not.
+
+    Returns:
+        The cases; None where there is anything beside images and their JSON: a DICOM study may hold a NIfTI file, too.
+    """
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    files = [entry.absolute() for entry in entries if entry.is_file() and entry.name.endswith(LABEL_SUFFIXES)]
+    if not files or any(entry.is_dir() or not entry.name.endswith((*LABEL_SUFFIXES, ".json")) for entry in entries):
+        return None
+    cases: dict[str, list[Path]] = {}
+    for file in files:
+        cases.setdefault(re.sub(r"_\d{4}$", "", stem_of(file)), []).append(file)
+    expected = {f"{name}_{k:04d}" for name, images in cases.items() for k in range(len(images))}
+    if expected != {stem_of(file) for file in files}:
+        cases = {stem_of(file): [file] for file in files}
+    labels = folder.absolute().with_name("labels" + folder.name.removeprefix("images"))
+    rows = tuple(
+        CohortRow(name=name, images=tuple(images), label=labels / f"{name}{images[0].name[len(stem_of(images[0])) :]}",
+                  patient=name)
+        for name, images in cases.items()
+    )  # fmt: skip
+    return Cohort(rows=rows, channels=ONE_CHANNEL, labels=None, layout="folder of images")
 
 
 def _read_table(table: Path) -> dict[str, Any]:
