@@ -1,5 +1,6 @@
 """`medseg predict`: the objects of a study, as masks on its own grid."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,23 @@ def run(
     ] = False,
     device: Annotated[str, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     threads: Annotated[int, typer.Option("--threads", help=THREADS_HELP)] = 0,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            help="auto, float32 or bfloat16, in place of the model's inference.precision. auto is bfloat16 where the "
+            "device has matrix units for it.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", help="Most slices at once, in place of inference.batch_size; fewer take less memory."
+        ),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time went, also in profile.json in the folder of the case.")
+    ] = False,
     keep_identity: KEEP_IDENTITY = False,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html per case, and index.html of a cohort.")
@@ -70,6 +88,7 @@ def run(
     from medseg.inference.passes import PassSettings
     from medseg.inference.study import StudyPredictor, study_name
     from medseg.io.atomic import check_apart, check_folder
+    from medseg.io.dicom import keep_scans
     from medseg.reporting.cohort_index import save_failures, save_index, without_paths
 
     chosen = set_up(device, threads)
@@ -81,51 +100,58 @@ def run(
         raise ConfigError(f"--name {name!r}: expected a plain file name without slashes")
     check_folder(out)
     passes = PassSettings(flips=flips, scales=tuple(scales or ()), views=views)
-    predictor = StudyPredictor(models, chosen, passes)
-    cohort = find_studies(source, console.track, single=len(sources) > 1 or bool(name or series))
-    failures: dict[str, str] = {}
-    if cohort is not None:
-        studies = [(row.name, row.images, row.series) for row in cohort.rows]
-        failures = {case.name: case.reason for case in cohort.broken}
-        if len(sources) > 1:
-            raise ConfigError(f"{source}: a cohort is the only input (-i), found {len(sources)} of them")
-        if name or series:
-            raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
-        console.out.print(f"{cohort.layout}, {len(studies) + len(failures)} cases", markup=False)
-    else:
-        if series and len(sources) > 1:
-            raise ConfigError("--series chooses from one input (-i); give each series its own folder")
-        studies = [(name or study_name(source, series), tuple(sources), series)]
-    for case, study, _ in studies:
-        for image in study:
-            check_apart(out / case, image)
-    for case, reason in failures.items():
-        console.err.print(f"failed: {case}: {reason}", style="red", markup=False)
-    count = len(studies) + len(failures)
-    for case, study, uid in studies:
-        try:
-            prediction, saved = predictor.run(
-                study,
-                out,
-                case,
-                uid,
-                console.track,
-                resample_uneven=resample_uneven,
-                resample_tilt=resample_tilt,
-                nifti_form=nifti_form,
-                keep_identity=keep_identity,
-                note=console.warn,
-                tell=console.tell,
-            )
-        except MedsegError as error:
-            if count == 1:
-                raise
-            failures[case] = str(error)
-            console.err.print(f"failed: {case}: {error}", style="red", markup=False)
-            continue
-        show(case, prediction, saved)
-        if report:
-            console.wrote(saved.report())
+    given = {"inference.precision": precision, "inference.batch_size": batch_size}
+    settings = {field: value for field, value in given.items() if value is not None}
+    predictor = StudyPredictor(models, chosen, passes, settings)
+    with keep_scans():  # the name of a study and its images are in the same headers
+        cohort = find_studies(source, console.track, single=len(sources) > 1 or bool(name or series))
+        failures: dict[str, str] = {}
+        if cohort is not None:
+            studies = [(row.name, row.images, row.series) for row in cohort.rows]
+            failures = {case.name: case.reason for case in cohort.broken}
+            if len(sources) > 1:
+                raise ConfigError(f"{source}: a cohort is the only input (-i), found {len(sources)} of them")
+            if name or series:
+                raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
+            console.out.print(f"{cohort.layout}, {len(studies) + len(failures)} cases", markup=False)
+        else:
+            if series and len(sources) > 1:
+                raise ConfigError("--series chooses from one input (-i); give each series its own folder")
+            studies = [(name or study_name(source, series), tuple(sources), series)]
+        for case, study, _ in studies:
+            for image in study:
+                check_apart(out / case, image)
+        for case, reason in failures.items():
+            console.err.print(f"failed: {case}: {reason}", style="red", markup=False)
+        count = len(studies) + len(failures)
+        for case, study, uid in studies:
+            try:
+                prediction, saved = predictor.run(
+                    study,
+                    out,
+                    case,
+                    uid,
+                    console.track,
+                    resample_uneven=resample_uneven,
+                    resample_tilt=resample_tilt,
+                    nifti_form=nifti_form,
+                    keep_identity=keep_identity,
+                    note=console.warn,
+                    tell=console.tell,
+                )
+            except MedsegError as error:
+                if count == 1:
+                    raise
+                failures[case] = str(error)
+                console.err.print(f"failed: {case}: {error}", style="red", markup=False)
+                continue
+            show(case, prediction, saved)
+            if report:
+                start = time.perf_counter()
+                console.wrote(saved.report())
+                prediction.seconds["report"] = time.perf_counter() - start
+            if profile:
+                show_profile(prediction, saved)
     if cohort is not None:
         inputs = {case: images for case, images, _ in studies}
         save_failures(out, {case: without_paths(why, inputs.get(case, ())) for case, why in failures.items()})
@@ -134,6 +160,25 @@ def run(
     if failures:
         console.warn(f"{len(failures)} of {count} cases failed")
         raise typer.Exit(1)
+
+
+def show_profile(prediction: "Prediction", saved: "SavedPrediction") -> None:
+    """Print where the time of a case went, and write it to profile.json beside its files."""
+    from rich import box
+    from rich.table import Table
+
+    from medseg.inference.profile import profile, profile_dict
+    from medseg.io.atomic import write_json
+
+    table = Table(title="where the time went", box=box.SIMPLE_HEAD, show_edge=False, show_footer=True)
+    table.add_column("stage", footer="all")
+    table.add_column("seconds", justify="right", footer=f"{sum(prediction.seconds.values()):.2f}")
+    table.add_column("share", justify="right")
+    for stage in profile(prediction.seconds):
+        table.add_row(stage.title, f"{stage.seconds:.2f}", f"{stage.share:.0%}")
+    console.out.print(table)
+    write_json(saved.folder / "profile.json", profile_dict(prediction.seconds))
+    console.wrote(saved.folder / "profile.json")
 
 
 def show(case: str, prediction: "Prediction", saved: "SavedPrediction") -> None:

@@ -22,6 +22,10 @@ from medseg.values.geometry import spacing_of
 from medseg.values.instances import InstanceSet
 from medseg.values.plan import Plan
 
+#: Pixels of slices that a CPU takes at once: more gain nothing (ResNet-50, 512 x 512: four at once are 7 % slower than
+#: one by one) and take 120 MB each.
+CPU_PIXELS = 512 * 512
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
@@ -138,7 +142,7 @@ class Predictor:
 
     def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
         """Run the network over every slice of a grid; boxes in pixels of ``grid.array``."""
-        depth, batch = grid.array.shape[1], self.plan.inference.batch_size
+        depth, batch = grid.array.shape[1], self._batch_size(grid)
         batches = [range(start, min(start + batch, depth)) for start in range(0, depth, batch)]
         detections: list[Detections] = []
         before: Iterable[Detections] = ()
@@ -150,6 +154,13 @@ class Predictor:
                 before = found
             detections += before
         return detections
+
+    def _batch_size(self, grid: NetworkGrid) -> int:
+        """Return how many slices go through the network at once."""
+        if self.device.type == "cuda":
+            return self.plan.inference.batch_size
+        rows, columns = grid.array.shape[2:]
+        return max(1, min(self.plan.inference.batch_size, CPU_PIXELS // (rows * columns)))
 
 
 def _warnings(place: GridPlace, instances: InstanceSet, plan: Plan) -> Iterator[str]:

@@ -27,6 +27,8 @@ from medseg.values.geometry import make_volume
 INT16 = np.iinfo(np.int16)
 #: How many files of one reason a remark names.
 NAMED = 20
+#: Paths whose headers `keep_scans` keeps.
+KEPT_SCANS = 4
 _SeriesKey = tuple[str, str]
 
 
@@ -155,7 +157,8 @@ _kept: ContextVar[dict[tuple[Path, ...], Scan] | None] = ContextVar("_kept", def
 def keep_scans() -> Iterator[None]:
     """Read the headers of a path once within this block, however many functions ask for them.
 
-    The files must not change meanwhile. A block within a block is part of it.
+    The last few paths are kept, so a block around a cohort does not grow. The files must not change meanwhile. A block
+    within a block is part of it.
     """
     token = _kept.set({}) if _kept.get() is None else None
     try:
@@ -180,6 +183,8 @@ def scan_path(path: Path | Sequence[Path], track: Track = silent) -> Scan:
         scan = scan_folder(path, track) if path.is_dir() else scan_files([path], track)
     if kept is not None:
         kept[key] = scan
+        if len(kept) > KEPT_SCANS:
+            del kept[next(iter(kept))]
     return scan
 
 

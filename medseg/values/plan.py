@@ -261,7 +261,8 @@ class InferencePlan(Section):
     nms_iou: float = Field(0.5, gt=0, le=1)
     detections_per_slice: int = Field(50, ge=1)
     proposals: int = Field(200, ge=1)
-    #: Slices that go through the network at once; changes memory and speed, not results.
+    #: Most slices that go through the network at once (a CPU takes fewer of large ones); changes memory and speed, not
+    #: results.
     batch_size: int = Field(8, ge=1)
     #: ``auto``: bfloat16 where the device has matrix units for it, else float32; boxes and scores are float32 always.
     precision: Precision = "auto"
