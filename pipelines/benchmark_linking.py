@@ -5,12 +5,12 @@
 DATA holds `mr_hippocampus` (labelsTr/*.nii.gz: two structures that touch, here two objects of one class) and
 `ct_vertebrae` (three vertebrae that touch); phantoms and crowded stacks are drawn. On other cases and seeds, each
 baseline tunes all of `SEARCH` that it has to the best PQ, for each kind of truth by itself. The flow takes score
-thresholds, gap and shortest object from the best of them and tunes only `OWN`; besides, it is judged as it comes.
-Seconds (processor, one core) include scoring; `benchmark_linking_speed.py` has linking alone, and memory.
+thresholds, gap and shortest object from the best of them and tunes only `OWN` and whether its weights are the defaults
+or those that `fit_weights` (`medseg tune-linking`) fits to the same cases; besides, it is judged as it comes.
+`benchmark_linking_speed.py` has time and memory.
 """
 
 import argparse
-import time
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import date
@@ -26,9 +26,11 @@ from medseg.labels import Label, LabelTable
 from medseg.linking import link
 from medseg.linking.crowd import crowded_stack
 from medseg.linking.simulation import DetectorNoise, Simulation, simulate_detections
+from medseg.linking.tuning import Pairs, fit_weights, label_pairs
 from medseg.metrics.bootstrap import case_weights, interval
 from medseg.metrics.fragments import count_fragments
 from medseg.phantom import make_phantom
+from medseg.values.detections import Detections
 from medseg.values.geometry import orientation_map, spacing_of
 from medseg.values.instances import InstanceSet
 from medseg.values.linking_plan import LinkingPlan
@@ -43,7 +45,7 @@ OWN = {"link_iou": IOUS, "gap_iou": IOUS, "waist_ratio": (0.0, 0.4, 0.5, 0.6)}
 START = {"link_iou": 0.2, "gap_iou": 0.1, "score_threshold": 0.5, "min_score": 0.4, "gap_mm": 6.0, "min_slices": 2}
 BASELINES = ("greedy", "hungarian", "nms", "components")
 UNUSED = {"components": ("link_iou", "gap_iou"), "nms": ("gap_iou",)}
-SEED = 2000  # of everything drawn here; nothing was developed on it
+SEED = 3000  # of everything drawn here; nothing was developed on it
 COUNTS = ("objects", "predicted", "found", "fragments", "with_fragments", "mixed", "iou")
 
 Case = tuple[InstanceSet, Simulation]
@@ -61,27 +63,31 @@ def one_class(path: Path, name: str) -> InstanceSet:
     return InstanceSet.build((replace(i, label=1) for i in found), found.geometry, table)
 
 
-hippocampi = sorted((args.data / "mr_hippocampus" / "labelsTr").glob("*.nii.gz"))[30:]
+hippocampi = sorted((args.data / "mr_hippocampus" / "labelsTr").glob("*.nii.gz"))[60:]
 vertebrae = args.data / "ct_vertebrae/sub-ct_seg-vert_label-22_msk.nii.gz"
 CROWD = {"shape": (40, 144, 144), "spacing_mm": (2.5, 0.8, 0.8), "count": 90}
 TRUTHS = {  # cases to judge, cases to tune on, the k-th truth
-    "phantom": (6, 3, lambda k: make_phantom(seed=SEED + k).instances),
-    "hippocampus": (16, 8, lambda k: one_class(hippocampi[k], "hippocampus")),
-    "vertebrae": (8, 4, lambda k: one_class(vertebrae, "vertebra")),  # one truth, as many simulations
-    "crowded": (3, 1, lambda k: crowded_stack(seed=SEED + k, **CROWD)),
+    "phantom": (10, 3, lambda k: make_phantom(seed=SEED + k).instances),
+    "hippocampus": (40, 12, lambda k: one_class(hippocampi[k], "hippocampus")),
+    "vertebrae": (24, 8, lambda k: one_class(vertebrae, "vertebra")),  # one truth, as many simulations
+    "crowded": (6, 1, lambda k: crowded_stack(seed=SEED + k, **CROWD)),
 }
 
 
-def run(case: Case, method: str, settings: dict[str, float]) -> InstanceSet:
+def reported(case: Case, settings: dict) -> list[Detections]:
+    """Return the detections of a case from the score threshold."""
+    return [part[part.scores >= settings.get("score_threshold", 0.0)] for part in case[1].detections]
+
+
+def run(case: Case, method: str, settings: dict) -> InstanceSet:
     """Link one case."""
     plan = {key: value for key, value in settings.items() if key not in ("score_threshold", "min_slices")}
     extent = (settings.get("min_slices", 1) - 0.5) * spacing_of(case[0].geometry)[0]
     config = LinkingPlan.model_validate({"method": method, "min_extent_mm": extent, **plan})
-    kept = [part[part.scores >= settings.get("score_threshold", 0.0)] for part in case[1].detections]
-    return link(kept, case[0].geometry, case[0].labels, config)
+    return link(reported(case, settings), case[0].geometry, case[0].labels, config)
 
 
-def judge(cases: list[Case], method: str, settings: dict[str, float]) -> NDArray[np.float64]:
+def judge(cases: list[Case], method: str, settings: dict) -> NDArray[np.float64]:
     """Return [C, 7] `COUNTS` of each case."""
     rows = []
     for pairs in (PairTable.between(case[0], run(case, method, settings)) for case in cases):
@@ -96,18 +102,22 @@ def pq(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return 2 * table[..., 6] / (table[..., 0] + table[..., 1])
 
 
-def tune(cases: list[Case], method: str, start: dict[str, float], search: dict[str, tuple]) -> tuple[float, dict]:
+def tune(cases: list[Case], method: str, start: dict, search: dict[str, tuple]) -> tuple[float, dict]:
     """Change one setting at a time as long as the PQ of all cases together grows; return it and the settings."""
-    best, settings, before = float(pq(judge(cases, method, start).sum(axis=0))), start, -1.0
-    while best > before:
-        before = best
+    known: dict[str, float] = {}
+
+    def quality(settings: dict) -> float:
+        key = str(sorted(settings.items()))
+        if key not in known:
+            known[key] = float(pq(judge(cases, method, settings).sum(axis=0)))
+        return known[key]
+
+    settings, before = start, -1.0
+    while quality(settings) > before:
+        before = quality(settings)
         for key in (k for k in search if k not in UNUSED.get(method, ())):
-            for value in search[key]:
-                other = {**settings, key: value}
-                score = best if value == settings[key] else float(pq(judge(cases, method, other).sum(axis=0)))
-                if score > best:
-                    best, settings = score, other
-    return best, settings
+            settings = max([settings, *({**settings, key: value} for value in search[key])], key=quality)
+    return before, settings
 
 
 noise, results, tables, weights = DetectorNoise(), {}, {}, {}
@@ -118,18 +128,19 @@ for name, (test, other, truth_of) in TRUTHS.items():
     console.out.print(f"{name}: {test} cases, tuned on {other}; runs of missed slices: {runs}")
     tuned = {method: tune(cases[test:], method, START, SEARCH) for method in BASELINES}
     best = max(tuned, key=lambda method: tuned[method][0])
-    start = {**tuned[best][1], "waist_ratio": LinkingPlan().waist_ratio}
+    start = {**tuned[best][1], "waist_ratio": LinkingPlan().waist_ratio, "weights": {}}
+    config = LinkingPlan(gap_mm=start["gap_mm"], link_iou=start["link_iou"], gap_iou=start["gap_iou"])
+    pairs = Pairs.join([label_pairs(reported(case, start), case[0], config) for case in cases[test:]])
+    own = {"weights": ({}, fit_weights(pairs, config).weights.model_dump()), **OWN}
     chosen = {method: settings for method, (_, settings) in tuned.items()}
-    chosen |= {"flow": tune(cases[test:], "flow", start, OWN)[1], "flow, defaults": {}}
+    chosen |= {"flow": tune(cases[test:], "flow", start, own)[1], "flow, defaults": {}}
     tables[name], results[name] = {}, {"cases": test, "tuned_on": other, "miss_runs": runs}
     weights[name] = case_weights(test, resamples=2000, seed=len(weights))
     for way, settings in chosen.items():
-        begin = time.process_time()
         tables[name][way] = judge(cases[:test], way.split(",")[0], settings)
         total = tables[name][way].sum(axis=0)
         row = dict(zip(COUNTS, total.tolist(), strict=True))
         row |= {"pq": float(pq(total)), "fragments_per_object": float(total[3] / max(1, total[4]))}
-        row["seconds"] = time.process_time() - begin
         console.out.print(f"{way}: {', '.join(f'{key} {value:.3g}' for key, value in row.items())}; {settings}")
         results[name][way] = {**row, "settings": settings}
 
