@@ -1,0 +1,192 @@
+"""What the benchmarks of inference and training share: clocks, memory, stages, counted work, measured ceilings."""
+
+import ctypes
+import platform
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from medseg.inference.provenance import environment
+
+#: Stages by the class of a module, of torchvision and of medseg; what has mask logits ends the mask head.
+STAGES = {
+    "GeneralizedRCNNTransform": "resize",
+    "IntermediateLayerGetter": "backbone",
+    "FeaturePyramidNetwork": "pyramid",
+    "RegionProposalNetwork": "proposals",
+    "DenseProposals": "proposals",
+    "MultiScaleRoIAlign": "roi_align",
+    "PyramidPooler": "roi_align",
+    "TwoMLPHead": "box_head",
+    "FastRCNNPredictor": "box_head",
+    "MaskRCNNHeads": "mask_head",
+    "Pasting": "paste",
+}
+
+
+class Spent(NamedTuple):
+    """Seconds by the wall clock and of the processor, all threads together."""
+
+    wall: float
+    processor: float
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(action: Callable[[], Any], device: torch.device) -> tuple[Any, Spent]:
+    """Return what an action returns, and what it took until the device was done."""
+    synchronise(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    result = action()
+    synchronise(device)
+    return result, Spent(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def peak_mib(action: Callable[[], Any], device: torch.device) -> float:
+    """Return the most memory above what was held before: of a GPU its tensors, else anonymous memory of the process."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        action()
+        synchronise(device)
+        return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier actions freed would count as held before
+    before, most, done = _anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, _anonymous())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        action()
+    finally:
+        done.set()
+        watcher.join()
+    return round((most - before) / 2**20, 1)
+
+
+def _anonymous() -> int:
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+
+@contextmanager
+def staged(device: torch.device, clock: Callable[[], float]) -> Iterator[Counter[str]]:
+    """Give the seconds that forward calls spend per stage while this is open (a GPU waits at each border)."""
+    seconds: Counter[str] = Counter()
+    starts: dict[int, float] = {}
+
+    def stage_of(module: nn.Module) -> str | None:
+        return "mask_head" if hasattr(module, "mask_fcn_logits") else STAGES.get(type(module).__name__)
+
+    def begin(module: nn.Module, _: Any) -> None:
+        if stage_of(module):
+            synchronise(device)
+            starts[id(module)] = clock()
+
+    def end(module: nn.Module, _: Any, __: Any) -> None:
+        stage = stage_of(module)
+        if stage:
+            synchronise(device)
+            seconds[stage] += clock() - starts.pop(id(module))
+
+    handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class ByteCounter(TorchDispatchMode):
+    """Adds up what operations read and write, as if nothing stayed in a cache; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and count its tensors."""
+        result = func(*args, **(kwargs or {}))
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        in_place = func._schema.name.endswith("_")
+        if in_place or not {t.data_ptr() for t in read} & {t.data_ptr() for t in written}:
+            self.bytes += sum(t.numel() * t.element_size() for t in read + written)
+        return result
+
+
+def counted(action: Callable[[], Any]) -> tuple[int, int]:
+    """Return the floating-point operations (two for a multiplication with an addition) and bytes of an action."""
+    with FlopCounterMode(display=False) as flops, ByteCounter() as moved:
+        action()
+    return flops.get_total_flops(), moved.bytes
+
+
+def measure_ceilings(device: torch.device) -> dict[str, float]:
+    """Measure what the device reaches: operations a second in a product and a convolution, bytes a second in a copy."""
+    large = 8192 if device.type == "cuda" else 2048
+    batch = 64 if device.type == "cuda" else 1
+    found = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a, b = (torch.randn(large, large, device=device, dtype=dtype) for _ in range(2))
+        seconds = _least(lambda a=a, b=b: a @ b, device)
+        found[f"matmul_{name}_flops"] = 2 * large**3 / seconds
+        image = torch.randn(batch, 256, 128, 128, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        layer = nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            seconds = _least(lambda image=image, layer=layer: layer(image), device)
+        found[f"conv_{name}_flops"] = 2 * batch * 128 * 128 * 256 * 256 * 9 / seconds
+    block = torch.zeros(2**30 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(block)
+    found["copy_bytes"] = 2 * block.numel() * 4 / _least(lambda: target.copy_(block), device)
+    return found
+
+
+def _least(action: Callable[[], Any], device: torch.device) -> float:
+    """Return the fewest processor seconds (a GPU: seconds) of four calls."""
+    spent = [timed(action, device)[1] for _ in range(4)]
+    return min(s.wall if device.type == "cuda" else s.processor for s in spent)
+
+
+def floor_seconds(flops: float, moved: float, ceilings: dict[str, float], dtype: str) -> float:
+    """Return the least seconds that work can take at the ceilings: of computing, or of moving where that is more."""
+    fastest = max(ceilings[f"matmul_{dtype}_flops"], ceilings[f"conv_{dtype}_flops"])
+    return max(flops / fastest, moved / ceilings["copy_bytes"])
+
+
+def median_ratio(numerator: list[Spent], denominator: list[Spent]) -> dict[str, float]:
+    """Return the median over pairs of runs that took turns."""
+    pairs = list(zip(numerator, denominator, strict=True))
+    return {
+        "wall": round(statistics.median(a.wall / b.wall for a, b in pairs), 2),
+        "processor": round(statistics.median(a.processor / max(b.processor, 1e-9) for a, b in pairs), 2),
+    }
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """Return date, machine and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    units = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return {"date": date.today().isoformat(), "cpu": cpu, "cpu_units": units, **environment(device)}
