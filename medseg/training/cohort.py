@@ -22,7 +22,7 @@ from medseg.labels import Kind
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.models.transfer import Transfer
 from medseg.progress import Note, Track, silent, unheard
-from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, load_checkpoint, save_plan
+from medseg.training.checkpoint import drop_all_but_last, find_checkpoints, save_plan
 from medseg.training.distributed import ALONE, World, first_does
 from medseg.training.final_validation import validate_run
 from medseg.training.folds import AUTO_FOLDS, Fold, choose_fold, patients_of, split_folds
@@ -123,16 +123,20 @@ def train_cohort(
             _write_record(run, _read_record(run) | {"start": begun})
             on_start(taken)
 
+    def lost(model: MaskRCNN) -> None:  # called where there is no checkpoint: weights would be drawn at random
+        raise ConfigError(f"{run}: has no whole checkpoint with the weights it began with; start a new run with them")
+
     if tensorboard:
         check_tensorboard()
     validation = first_does(world, prepare)
     plan = load_plan(run / PLAN_FILE)
     cases, held_out = load_cases(run)
     validator = Validator(held_out, plan, run, device) if held_out and world.first else None
+    begun = lost if resume and _read_record(run)["start"] else None
     try:
         result = train(
             cases, plan, run, device, track,
-            validator=validator, initialise=initialise if start else None, world=world, resume=resume, note=note,
+            validator=validator, initialise=initialise if start else begun, world=world, resume=resume, note=note,
             tensorboard=tensorboard, show=show,
         )  # fmt: skip
     except MedsegError:
@@ -189,8 +193,6 @@ def _check_same(
     record = _read_record(run)
     if record["status"] == "finished":
         raise ConfigError(f"{run}: this training is finished ({record['steps']} steps); name a new folder for another")
-    if record["start"] and load_checkpoint(run) is None:  # without, it would begin with weights drawn at random
-        raise ConfigError(f"{run}: has no whole checkpoint with the weights it began with; start a new run with them")
     plan = load_plan(run / PLAN_FILE)
     if record["plan_sha256"] != hash_file(run / PLAN_FILE):
         raise ConfigError(
