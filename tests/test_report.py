@@ -1,5 +1,6 @@
 """Pages of results: what is in them, that nothing in them runs or leaks, and what a real browser shows."""
 
+import hashlib
 import html
 import json
 import re
@@ -117,6 +118,13 @@ def test_what_a_report_says(page, case):
     empty = InstanceSet.build([], case[0], LABELS)
     assert case_warnings(empty, [], {}) == ["Nothing found"]
     assert "Nothing was found" in describe_case("x", case[0], empty, None).html()
+
+
+def test_the_library_in_the_pages_is_the_one_that_its_readme_names(repository):
+    folder = repository / "medseg" / "reporting" / "vendor" / "niivue"
+    digest = hashlib.sha256((folder / "niivue.umd.js").read_bytes()).hexdigest()
+    assert f"SHA-256: {digest}" in (folder / "README.md").read_text()
+    assert "BSD 2-Clause" in (folder / "LICENSE").read_text()
 
 
 def test_a_notebook_shows_pictures_and_objects(case):
