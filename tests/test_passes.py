@@ -204,6 +204,12 @@ def test_several_passes_agree_on_a_block():
     assert str(cost) == "8 network passes, about 32.5 times the time of one"
 
 
+def test_the_model_that_cannot_be_mirrored_is_named():
+    plan = tiny_plan({"training.flip_rows": True})
+    with pytest.raises(ConfigError, match="flips: model 2 was trained without mirroring"):
+        Ensemble([Bright(plan), Bright(tiny_plan())], PassSettings(flips=True))
+
+
 def test_what_one_of_two_passes_sees_has_half_its_score():
     class Blind(Bright):
         def _in_slice(self, index, plane):

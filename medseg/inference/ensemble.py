@@ -65,13 +65,15 @@ class Ensemble:
     def __init__(self, models: Sequence[Predictor], settings: PassSettings | None = None):
         settings = settings or PassSettings()
         plan = models[0].plan
-        check_alike([model.plan for model in models], [f"model {n}" for n in range(1, len(models) + 1)])
+        names = [f"model {n}" for n in range(1, len(models) + 1)] if len(models) > 1 else ["the model"]
+        check_alike([model.plan for model in models], names)
         if settings.views and not plan.linking.weights.view:
             plan = plan.with_overrides({"linking.weights.view": VIEW_WEIGHT})
         self.plan = plan
         self.models = tuple(models)
         self.settings = settings
-        self._passes = [(model, look) for model in models for look in settings.looks(model.plan)]
+        named = zip(models, names, strict=True)
+        self._passes = [(model, look) for model, name in named for look in settings.looks(model.plan, name)]
 
     def cost(self, volumes: Sequence[Volume]) -> PassCost:
         """Return what `predict` will cost for a study; the network does not look at it yet.

@@ -68,8 +68,12 @@ class PassSettings:
                 "always looked at"
             )
 
-    def looks(self, plan: Plan) -> tuple[Look, ...]:
+    def looks(self, plan: Plan, name: str = "the model") -> tuple[Look, ...]:
         """Return the ways to look at slices with the model of a plan, the plain one first.
+
+        Args:
+            plan: of the model.
+            name: what the model is called in errors.
 
         Raises:
             ConfigError: mirroring, where training mirrored nothing: a mirrored patient has the liver on the left, and
@@ -82,7 +86,7 @@ class PassSettings:
         )
         if self.flips and len(rows) * len(columns) == 1:
             raise ConfigError(
-                "flips: the model was trained without mirroring (training.flip_rows and training.flip_columns of its "
+                f"flips: {name} was trained without mirroring (training.flip_rows and training.flip_columns of its "
                 "plan.yaml are false), expected a model that was; leave the option out"
             )
         scales = (1.0, *self.scales)
