@@ -113,7 +113,8 @@ def run(
                 raise ConfigError(f"{source}: a cohort is the only input (-i), found {len(sources)} of them")
             if name or series:
                 raise ConfigError(f"{source}: --name and --series are for a single study, this is a cohort")
-            console.out.print(f"{cohort.layout}, {len(studies) + len(failures)} cases", markup=False)
+            number = len(studies) + len(failures)
+            console.out.print(f"{cohort.layout}, {number} case{'' if number == 1 else 's'}", markup=False)
         else:
             if series and len(sources) > 1:
                 raise ConfigError("--series chooses from one input (-i); give each series its own folder")
