@@ -96,9 +96,9 @@ class Planes:
 def make_input(stored: Tensor, need: Planes, plan: InputPlan) -> Tensor:
     """Make [b, C, H, W] float32 windows of [N, s, H, W] stored slices on their device, channels last in memory."""
     device = stored.device
-    low, high = (torch.from_numpy(places).to(device) for places in (need.low, need.high))
-    share = torch.from_numpy(need.share.astype(np.float32)).to(device)[..., None, None]
-    rest = torch.from_numpy((1 - need.share).astype(np.float32)).to(device)[..., None, None]
+    low, high = _on(device, need.low), _on(device, need.high)
+    share = _on(device, need.share.astype(np.float32))[..., None, None]
+    rest = _on(device, (1 - need.share).astype(np.float32))[..., None, None]
     between = bool((need.share > 0).any())
     windows = plan.windows if plan.intensity == "window" else (None,)
     count = len(plan.context_mm)
@@ -122,3 +122,9 @@ def make_input(stored: Tensor, need: Planes, plan: InputPlan) -> Tensor:
     made[..., :height, width:] = made[..., :height, width - 1 : width]
     made[..., height:, :] = made[..., height - 1 : height, :]
     return made
+
+
+def _on(device: torch.device, values: NDArray) -> Tensor:
+    """Return values on a device; a copy to a GPU is not waited for, as that would be for all that the GPU has to do."""
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here

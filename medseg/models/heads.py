@@ -16,7 +16,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 
 from medseg.models.backbones import norm_layer
 from medseg.models.roi import PyramidPooler, mask_targets
-from medseg.models.suppression import grouped_nms
+from medseg.models.suppression import by_image, grouped_nms
 from medseg.values.plan import ModelPlan, Plan, TrainingPlan
 
 
@@ -244,8 +244,7 @@ class RoiHeads(nn.Module):
         sound = ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(dim=1)
         boxes, scores, classes, image = boxes[sound], scores[sound], classes[sound], image[sound]
         kept = grouped_nms(boxes, scores, image * (self.classes + 1) + classes, self.limits.nms_iou)
-        limit = self.limits.detections_per_slice
-        kept = torch.cat([kept[image[kept] == i][:limit] for i in range(len(proposals))])
+        kept = torch.cat(by_image(kept, image, len(proposals), self.limits.detections_per_slice))
         return boxes[kept], scores[kept], classes[kept], image[kept]
 
     def _chances(self, features: list[Tensor], boxes: list[Tensor], classes: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image, sigmoid_focal_loss
 
 from medseg.models.anchors import build_anchors
-from medseg.models.suppression import grouped_nms
+from medseg.models.suppression import by_image, grouped_nms
 from medseg.values.plan import Plan
 
 
@@ -60,19 +60,20 @@ class DenseProposals(RegionProposalNetwork):
             scores.append(best)
             numbers.append(torch.full_like(index, level))
             start += logits.shape[1]
-        return self._suppress(
-            torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(numbers, dim=1), images.image_sizes[0]
-        ), {}
+        groups = torch.cat(numbers, dim=1)
+        groups += len(levels) * torch.arange(len(groups), device=groups.device)[:, None]
+        size = images.image_sizes[0]
+        return self._suppress(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), groups, size), {}
 
-    def _suppress(self, boxes: Tensor, logits: Tensor, levels: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """Return the best of [B, n, 4] boxes, of logits and levels [B, n], for each image; all have this size."""
+    def _suppress(self, boxes: Tensor, logits: Tensor, groups: Tensor, size: tuple[int, int]) -> list[Tensor]:
+        """Return the best of [B, n, 4] boxes for each image, all of this size; logits and groups [B, n]."""
         boxes = clip_boxes_to_image(boxes, size)
         sides = boxes[..., 2:] - boxes[..., :2]
         image, rank = torch.nonzero((sides >= self.min_size).all(dim=2) & ~logits.isnan(), as_tuple=True)
-        boxes, logits, groups = boxes[image, rank], logits[image, rank], image * (int(levels.max()) + 1)
-        kept = grouped_nms(boxes, logits.sigmoid(), groups + levels[image, rank], self.nms_thresh)
-        limit = self.post_nms_top_n()
-        return [boxes[kept[image[kept] == i]][:limit] for i in range(len(levels))]
+        count = len(groups)
+        boxes, logits, groups = boxes[image, rank], logits[image, rank], groups[image, rank]
+        kept = grouped_nms(boxes, logits.sigmoid(), groups, self.nms_thresh)
+        return [boxes[own] for own in by_image(kept, image, count, self.post_nms_top_n())]
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]

@@ -33,3 +33,16 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Te
         parts.append(members[nms(boxes[members], scores[members], iou)])
     found = torch.cat(parts).sort().values
     return found[torch.argsort(scores[found], descending=True, stable=True)]
+
+
+def by_image(kept: Tensor, image: Tensor, count: int, limit: int) -> list[Tensor]:
+    """Return for each of ``count`` images the first ``limit`` of the positions ``kept`` that are in it, in their order.
+
+    Args:
+        kept: [K] positions.
+        image: [N] int64, the image of each position.
+        count, limit: see above.
+    """
+    owner = image[kept]
+    ordered = kept[torch.argsort(owner, stable=True)]
+    return [own[:limit] for own in ordered.split(torch.bincount(owner, minlength=count).tolist())]
