@@ -18,6 +18,7 @@ from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.io.atomic import check_folder, write_csv, write_json
 from medseg.io.cohort_table import CohortRow, read_label_file
 from medseg.io.instance_pairs import read_pair
+from medseg.io.patient_folders import LAYOUT, folder_places, without_folders
 from medseg.labels import Kind, LabelTable
 from medseg.metrics.case import TOLERANCES_MM, check_settings
 from medseg.metrics.comparison import compare
@@ -88,7 +89,7 @@ class Evaluation:
         summary: what summary.json holds: `medseg.metrics.evaluation.summarise` and ``failures``,
             ``predictions_without_reference``, ``labels`` (per class name, its ids in the label tables of
             the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it),
-            ``remarks`` (per case, what its files were read with).
+            ``remarks`` (per case, what its files were read with); folders of DICOM patients are numbered in it.
         files: what was written, absolute.
         sources: case name -> where it was read from; `read_evaluated` reads it again.
     """
@@ -205,6 +206,12 @@ def evaluate_files(
     if not cases:
         name, reason = next(iter(failures.items()))
         raise InputError(f"none of {len(failures)} cases could be evaluated; the first, {name}: {reason}")
+    folders = {
+        folder: place
+        for cohort, path in ((known, reference), (found, prediction))
+        if cohort.layout == LAYOUT
+        for folder, place in folder_places(path).items()
+    }
     extra = tuple(sorted(predictions.keys() - references.keys() - failures.keys()))
     summary = summarise(
         cases,
@@ -213,10 +220,10 @@ def evaluate_files(
         froc_iou=settings.froc_iou,
         size_edges_mm=settings.size_edges_mm,
     ) | {
-        "failures": failures,
+        "failures": {name: without_folders(reason, folders) for name, reason in failures.items()},
         "predictions_without_reference": list(extra),
         "labels": ids,
-        "remarks": remarks,
+        "remarks": {name: tuple(without_folders(line, folders) for line in lines) for name, lines in remarks.items()},
     }
     files = (out / "per_instance.csv", out / "per_case.csv", out / "summary.json")
     surfaces = _surface_columns(cases)

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from medseg.cli import check
 from medseg.data.cohort import find_cohort, read_case, read_cases
 from medseg.errors import CasesError, GeometryError, InputError
+from medseg.evaluation import evaluate_files
 from medseg.io import read_volume, write_instances
 from medseg.io.dicom_context import read_dicom_context
 from medseg.io.series import series_name
@@ -152,6 +153,20 @@ def test_the_report_names_no_folder(folder: Path, tmp_path: Path, capsys: pytest
     assert [case["folder"] for case in data["cases"]] == [1]
     shown = capsys.readouterr().out
     assert "SECRET" not in shown and str(folder / "Roe" / "CT" / "IM0001.dcm") in shown  # the user must find it
+
+
+def test_an_evaluation_names_no_folder(folder: Path, tmp_path: Path) -> None:
+    """Of three cases one is found again, one was not predicted and one has no label."""
+    (folder / "Doe_John_2" / "rtstruct.dcm").unlink()
+    first, second = find_cohort(folder).rows
+    truth = read_case(first, None)[1]
+    write_instances(tmp_path / "found" / first.name / f"{first.name}.seg.nrrd", truth)
+    result = evaluate_files(folder, tmp_path / "found", tmp_path / "scores")
+    assert [score["voxels"]["dice"]["mean"] for score in result.summary["classes"].values()] == [1.0, 1.0]
+    assert set(result.failures) == {second.name, "folder 2"} and "Doe_John_2: no SEG" in result.failures["folder 2"]
+    written = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert written["failures"]["folder 2"].startswith("folder 2: no SEG or RTSTRUCT among its 2 image series")
+    assert not any(name in json.dumps(written) for name in ("Doe", "Roe", "SECRET"))
 
 
 def test_a_segmentation_in_another_frame_of_reference_is_a_broken_case(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """`medseg check`: what is in a labelled cohort, and what is wrong with it, before time goes into training."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +59,8 @@ def run(
 
 def describe(cohort: "Cohort", report: "CohortReport", folders: dict[Path, int]) -> dict[str, Any]:
     """Return the report as plain lists and dicts; folders of patients are numbered and not named in it."""
+    from medseg.io.patient_folders import without_folders
+
     numbers = _folder_numbers(cohort, folders)
     return {
         "layout": cohort.layout,
@@ -67,16 +68,16 @@ def describe(cohort: "Cohort", report: "CohortReport", folders: dict[Path, int])
         "labels": [] if cohort.labels is None else cohort.labels.to_dict(),
         "patients": len({row.patient for row in cohort.rows}),
         "cases": [_row(case, cohort, numbers.get(case.name)) for case in report.cases],
-        "errors": [_neutral(line, folders) for line in report.errors],
-        "warnings": [_neutral(line, folders) for line in report.warnings],
+        "errors": [without_folders(line, folders) for line in report.errors],
+        "warnings": [without_folders(line, folders) for line in report.warnings],
     }
 
 
 def _folders(cohort: "Cohort", path: Path) -> dict[Path, int]:
     """Return the DICOM folders of patients and their places, from 1; empty for other layouts."""
-    from medseg.io.patient_folders import LAYOUT, subfolders
+    from medseg.io.patient_folders import LAYOUT, folder_places
 
-    return {folder: place for place, folder in enumerate(subfolders(path), 1)} if cohort.layout == LAYOUT else {}
+    return folder_places(path) if cohort.layout == LAYOUT else {}
 
 
 def _folder_numbers(cohort: "Cohort", folders: dict[Path, int]) -> dict[str, int]:
@@ -113,13 +114,6 @@ def _row(case: "CaseFacts", cohort: "Cohort", folder: int | None) -> dict[str, A
         },
         "label_sha256": case.label_sha256,
     }
-
-
-def _neutral(line: str, folders: dict[Path, int]) -> str:
-    """Return a line with ``folder 3`` for the third folder of DICOM: folders are often named after patients."""
-    for folder, number in folders.items():
-        line = re.sub(re.escape(str(folder)) + r"(?=[/:, ]|$)", f"folder {number}", line)
-    return line
 
 
 def _print_table(cohort: "Cohort", report: "CohortReport", folders: dict[str, int]) -> None:

@@ -6,8 +6,9 @@ Folders and files are often named after patients, so cases get a hash of their s
 told apart by their PatientID, a number.
 """
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and not is_leftover(path)
     )
+
+
+def folder_places(folder: Path) -> dict[Path, int]:
+    """Return the folders of patients in a cohort of this layout, and their places from 1."""
+    return {path: place for place, path in enumerate(subfolders(folder), 1)}
+
+
+def without_folders(line: str, places: Mapping[Path, int]) -> str:
+    """Return a line with ``folder 3`` for the third of the folders: these are often named after patients."""
+    for folder, place in places.items():
+        line = re.sub(re.escape(str(folder)) + r"(?=[/:, ]|$)", f"folder {place}", line)
+    return line
 
 
 @dataclass(frozen=True, kw_only=True)
