@@ -255,7 +255,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     yolo = Yolo(args.yolo_python, args.yolo_model, device, SIDE) if args.yolo_python else None
 
     console.out.print("warming up and measuring what the device reaches")
-    for system in systems.values():
+    for system in (*systems.values(), *([yolo] if yolo else [])):
         system(middle)
     ceilings = measure_ceilings(device)
     forget = [stock.detections(plan.labels.ids) for stock in stocks.values()]

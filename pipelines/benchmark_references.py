@@ -16,10 +16,11 @@ import json, os, sys, time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 name, device, threads, side = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 import numpy, torch, ultralytics
+from ultralytics.utils.torch_utils import get_flops
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 model = ultralytics.YOLO(name)
-flops = model.info(verbose=False, imgsz=side)[3] * 1e9
+flops = get_flops(model.model, side) * 1e9
 torch.set_num_threads(threads)
 image = numpy.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=numpy.uint8)
 print(json.dumps({"version": ultralytics.__version__, "flops": flops}), flush=True)
