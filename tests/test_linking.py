@@ -303,7 +303,8 @@ def test_short_objects_are_dropped_by_their_length_in_mm(min_extent_mm, objects)
 )
 def test_neighbours_that_should_have_shown_it_count_in_the_score(z, slice_mm, score):
     # 20 x 20 pixels are a disc of 16.9 mm: half of that is 1 slice of 5 mm, 3 of 2.5 mm, 4 of 2 mm, or 8 of 1 mm, of
-    # which three count besides the one seen. At the ends of the volume the object may go on outside. An organ may be flat.
+    # which three count besides the one seen. At the ends of the volume the object may go on outside. An organ may be
+    # flat.
     plan = PLAN.model_copy(update={"min_score": 0.1})
     geometry = grid(spacing_mm=(slice_mm, 0.8, 0.7))
     found = link([rectangle(z, 10, 10, 20, 20), rectangle(z, 10, 10, 20, 20, label=ORGAN)], geometry, LABELS, plan)

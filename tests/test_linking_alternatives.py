@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linprog
 from test_linking import LABELS, LESION, ORGAN, PLAN, content, content_turned, grid, painted, rectangle, turned
 
-from medseg.linking import link, link_in_detail
+from medseg.linking import flow, link, link_in_detail
 from medseg.linking.affinity import Edges
 from medseg.linking.alternatives import find_readings
 from medseg.linking.duplicates import drop_duplicates
@@ -165,14 +165,23 @@ def test_competing_readings_are_chosen_as_the_best_of_all_choices():
         assert worth(solution, rewards, edges) == pytest.approx(brute_force(rewards, edges, exclusive, together))
 
 
-def test_an_odd_circle_of_conflicts_gives_halves_to_the_linear_programme_only():
-    # Three nodes, any two exclude each other: the relaxation takes half of each, worth 1.5 and not 1.
+@pytest.mark.parametrize(("nodes", "branched"), [(3, 0), (5, 1)])
+def test_odd_circles_of_conflicts_give_halves_and_are_solved(monkeypatch, nodes, branched):
+    # Nodes in a circle, each excluding the next: pair by pair, the relaxation takes half of each. Three that exclude
+    # each other are one row of the programme and come out whole; five in a circle need branch and bound.
     edges = Edges(first=np.zeros(0, np.intp), second=np.zeros(0, np.intp), log_odds=np.zeros(0))
-    pairs = np.array([[0, 1], [0, 2], [1, 2]])
-    relaxed = linprog(-np.ones(3), A_ub=[[1, 1, 0], [1, 0, 1], [0, 1, 1]], b_ub=np.ones(3), bounds=(0, 1))
-    assert relaxed.fun == pytest.approx(-1.5)
-    solution = solve_tracks(np.ones(3) + [0, 0.1, 0], edges, pairs)
-    assert solution.taken.tolist() == [False, True, False] and solution.gap == 0
+    pairs = np.sort([[i, (i + 1) % nodes] for i in range(nodes)], axis=1)
+    rows = np.zeros((nodes, nodes))
+    rows[np.arange(nodes)[:, None], pairs] = 1
+    relaxed = linprog(-np.ones(nodes), A_ub=rows, b_ub=np.ones(nodes), bounds=(0, 1))
+    assert relaxed.fun == pytest.approx(-nodes / 2)
+    calls = []
+    branch = flow._branch
+    monkeypatch.setattr(flow, "_branch", lambda *args: calls.append(1) or branch(*args))
+    solution = solve_tracks(np.ones(nodes) + 0.1 * (np.arange(nodes) == 1), edges, pairs)
+    assert solution.taken[1] and solution.taken.sum() == nodes // 2 and solution.gap == 0
+    assert not solution.taken[pairs].all(axis=1).any()
+    assert len(calls) == branched
 
 
 def test_the_node_limit_ends_the_search_and_is_told():
