@@ -97,7 +97,9 @@ def test_a_comparison(cases: dict[str, CaseResult]) -> None:
 
 def test_files(cases: dict[str, CaseResult], tmp_path: Path) -> None:
     def evaluation(of: dict[str, CaseResult]) -> Evaluation:
-        return Evaluation(settings=Settings(), cases=of, failures={}, extra=(), summary=summarise(of), files=(), sources={})
+        return Evaluation(
+            settings=Settings(), cases=of, failures={}, extra=(), summary=summarise(of), files=(), sources={}
+        )
 
     files = save_plots(evaluation(cases), tmp_path)
     assert [f.name for f in files] == ["froc.png", "precision_recall.png", "classes.png", "size_classes.png"]
