@@ -155,8 +155,15 @@ def test_values_beyond_16_bits_are_clipped_not_wrapped() -> None:
     assert set(grid.array[0, 0].ravel()) == {32767} and set(grid.array[0, 1].ravel()) == {-32768}
 
 
-@pytest.mark.parametrize(("windows", "kept"), [(((0.0, 1.0),), True), (((-100.0, 300.0), (0.0, 63.0)), True),
-                                               (((-100.0, 300.0), (0.0, 64.0)), False), (((0.0, 40000.0),), True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("windows", "kept"),
+    [
+        (((0.0, 1.0),), True),
+        (((-100.0, 300.0), (0.0, 63.0)), True),
+        (((-100.0, 300.0), (0.0, 64.0)), False),
+        (((0.0, 40000.0),), True),
+    ],
+)
 def test_narrow_windows_keep_fractions(windows: tuple[tuple[float, float], ...], kept: bool) -> None:
     """Images of 0..1 rounded to whole numbers would be two values."""
     array = np.linspace(0, 1, 3 * 20 * 24, dtype=np.float32).reshape(3, 20, 24)
