@@ -155,7 +155,7 @@ def test_the_batch_size_changes_nothing() -> None:
     volume, _ = simple_case(3, (11, 53, 67))
     found = []
     for batch in (1, 8):
-        predictor, _ = untrained({"inference.batch_size": batch})
+        predictor, _ = untrained({"inference.batch_size": batch, "inference.box_refinements": 1})
         found.append(predictor.detect(to_network_grid((volume,), predictor.plan.input)))
     assert sum(len(d) for d in found[0]) > 20
     for one, eight in zip(*found, strict=True):

@@ -383,8 +383,21 @@ def test_a_part_within_the_whole_of_a_single_label():
     np.testing.assert_array_equal(found.full_mask(1), expected)
     # A whole of less than half the part's score is not believed.
     doubtful = [rectangle(z, 10, 10, 30, 30, label=ORGAN, score=0.4) for z in range(5)]
-    found = link(doubtful + part, grid(shape), LABELS, PLAN)
+    found = link(doubtful + part, grid(shape), LABELS, PLAN.model_copy(update={"single_min_score": 0.0}))
     np.testing.assert_array_equal(found.full_mask(1), painted(shape, *[(z, 15, 35, 6, 7) for z in range(5)]))
+
+
+@pytest.mark.parametrize(("least", "slices"), [(0.0, 11), (0.375, 11), (0.5, 8), (0.625, 7)])
+def test_an_organ_ends_where_its_scores_fall(least, slices):
+    """Seven slices that are sure, one of 0.5, three of 0.375 where it runs on into a neighbour; a lesion keeps all."""
+    scores = [0.9] * 7 + [0.5] + [0.375] * 3
+    boxes = [(z, 10 + z, 12, 14, 15) for z in range(11)]
+    plan = PLAN.model_copy(update={"single_min_score": least})
+    for label, expected in ((ORGAN, slices), (LESION, 11)):
+        parts = [rectangle(*box, label=label, score=score) for box, score in zip(boxes, scores, strict=True)]
+        found = link(parts, grid(), LABELS, plan)
+        np.testing.assert_array_equal(found.full_mask(1), painted((11, 60, 70), *boxes[:expected]))
+    assert LinkingPlan().single_min_score == 0.5
 
 
 # --- invariances -----------------------------------------------------------------------------------------------

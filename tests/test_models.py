@@ -462,6 +462,35 @@ def test_masks_reach_beyond_their_box_by_the_margin() -> None:
     torch.testing.assert_close(a.scores, b.scores)
 
 
+def test_a_second_look_moves_boxes_on_and_counts_the_lower_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images; each look moves boxes of class 2 by a tenth of their width, and the second doubts the last one."""
+    plan = tiny_plan({"inference.score_threshold": 0.3, "inference.box_refinements": 1})
+    heads, margin = build_mask_rcnn(plan).roi_heads.eval(), plan.model.mask_margin
+    looks = iter(
+        (torch.tensor([[0.0, -9.0, 1.0], [0.0, -9.0, 2.0], [0.0, -9.0, 3.0]]),  # best first: the third, the second
+         torch.tensor([[0.0, -9.0, 4.0], [0.0, 9.0, 8.5], [0.0, -9.0, -2.0]]))
+    )  # fmt: skip
+    seen = []
+
+    def look(features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        seen.append([b.tolist() for b in boxes])
+        codes = torch.zeros(3, 3, 4)
+        codes[:, 2, 0] = 1.0  # times the width, over the coder's 10
+        return next(looks), codes.flatten(1)
+
+    monkeypatch.setattr(heads, "_boxes", look)
+    proposals = [[10.0, 10.0, 30.0, 20.0]], [[20.0, 20.0, 40.0, 50.0], [5.0, 40.0, 15.0, 60.0]]
+    features = [level.repeat(2, 1, 1, 1) for level in pyramid((64, 64), 4, channels=32)]
+    with torch.inference_mode():
+        first, second = heads.results(features, [torch.tensor(p) for p in proposals], (64, 64))
+    assert seen[1] == [[[12.0, 10.0, 32.0, 20.0]], [[6.0, 40.0, 16.0, 60.0], [22.0, 20.0, 42.0, 50.0]]]
+    torch.testing.assert_close(first.boxes, with_margin(torch.tensor([[14.0, 10.0, 34.0, 20.0]]), margin))
+    torch.testing.assert_close(first.scores, torch.tensor([0.0, -9.0, 1.0]).softmax(0)[2:])
+    torch.testing.assert_close(second.boxes, with_margin(torch.tensor([[7.0, 40.0, 17.0, 60.0]]), margin))
+    torch.testing.assert_close(second.scores, torch.tensor([0.0, 9.0, 8.5]).softmax(0)[2:])
+    assert first.classes.tolist() == second.classes.tolist() == [2] and second.masks.shape == (1, 14, 14)
+
+
 def test_proposals_that_are_neither_object_nor_background_are_not_learnt_from() -> None:
     """Boxes of IoU 1, 0.5, 0.25 and 0 with the one object, thresholds 0.4 and 0.2."""
     plan = tiny_plan({"training.box_positive_iou": 0.4, "training.box_negative_iou": 0.2, "training.jittered_boxes": 0})

@@ -45,6 +45,7 @@ SETTINGS: dict[str, Any] = {
     "training.workers": 1,
     "inference.proposals": 200,
     "inference.score_threshold": 0.3,
+    "inference.box_refinements": 1,
 }
 
 

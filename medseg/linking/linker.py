@@ -152,6 +152,8 @@ def _link(
     shape = (rows, columns)
     compete = config.method == "flow" and config.merged_prior + config.split_prior > 0
     detected = build_nodes(detections, geometry, labels, config.mask_threshold)
+    organs = np.isin(detected.labels, [label.id for label in labels if label.kind == "single"])
+    detected = detected.select(np.flatnonzero(~organs | (detected.scores >= config.single_min_score - _ROUNDING)))
     detected = drop_duplicates(detected, labels, config, contained=not compete)
     readings = find_readings(detected, labels, spacing_mm, config) if compete else plain_readings(detected, config)
     nodes = readings.nodes

@@ -55,6 +55,9 @@ class LinkingPlan(Section):
     #: A track (not of a `single` label) is cut in two where its area falls below this share of that on either side and
     #: rises again: objects that stand on each other. 0: never. 0.5 is a waist of 0.7 of the diameter.
     waist_ratio: float = Field(0.5, ge=0, le=1)
+    #: Detections of a `single` label scored lower than this are left out: where an organ ends, its neighbour is taken
+    #: for it with low scores for many slices. Other labels keep theirs, as each object has to be found on its own.
+    single_min_score: float = Field(0.5, ge=0, le=1)
     #: A separate part of a `single` label is kept from this share of the largest part's evidence (score x area).
     part_fraction: float = Field(0.25, gt=0, le=1)
     mask_threshold: float = Field(0.5, gt=0, lt=1)

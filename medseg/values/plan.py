@@ -261,6 +261,9 @@ class InferencePlan(Section):
     nms_iou: float = Field(0.5, gt=0, le=1)
     detections_per_slice: int = Field(50, ge=1)
     proposals: int = Field(200, ge=1)
+    #: How often the box head looks again at what it found: edges are moved once more, and the lower of both scores
+    #: counts. A few boxes per slice, so it costs little; pays where large boxes come out too small.
+    box_refinements: int = Field(0, ge=0, le=3)
     #: Most slices that go through the network at once (a CPU takes fewer of large ones); changes memory and speed, not
     #: results.
     batch_size: int = Field(8, ge=1)
