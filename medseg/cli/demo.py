@@ -46,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "inference.proposals": 200,
     "inference.score_threshold": 0.3,
     "inference.box_refinements": 1,
+    "linking.smooth_mm": 3.0,
 }
 
 
