@@ -17,7 +17,7 @@ from medseg.inference.feeding import STRIDE, feed
 from medseg.inference.predictor import Predictor
 from medseg.models.inference_form import choose_precision, for_inference
 from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
-from medseg.models.roi import gather_aligned
+from medseg.models.roi_cpu import align_on_cpu
 from medseg.models.suppression import grouped_nms
 from medseg.values.plan import InputPlan
 
@@ -81,15 +81,20 @@ def test_proposals_are_torchvisions(settings: dict) -> None:
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(("size", "sampling"), [(7, 2), (5, 3)])
-def test_gathered_cells_are_roi_align(aligned: bool, size: int, sampling: int) -> None:
+def test_gathered_cells_are_roi_align_and_so_are_their_gradients(aligned: bool, size: int, sampling: int) -> None:
     generator = torch.Generator().manual_seed(4)
     features = torch.randn((2, 5, 13, 17), generator=generator)
     boxes = random_boxes(200, generator) * 1.5 - 20  # some reach beyond the slice, some lie outside of it
     rois = torch.cat([torch.randint(0, 2, (200, 1), generator=generator).float(), boxes], dim=1)
+    wanted = torch.randn((200, 5, size, size), generator=generator)
+    features.requires_grad_()
     expected = roi_align(features, rois, size, 0.25, sampling, aligned)
+    (gradient,) = torch.autograd.grad(expected, features, wanted)
     for layout in (torch.contiguous_format, torch.channels_last):
-        found = gather_aligned(features.contiguous(memory_format=layout), rois, size, 0.25, sampling, aligned)
+        own = features.detach().contiguous(memory_format=layout).requires_grad_()
+        found = align_on_cpu(own, rois, size, 0.25, sampling, aligned)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(torch.autograd.grad(found, own, wanted)[0], gradient, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("offsets", [(0.0,), (-4.0, 0.0, 4.0), (-9.0, -3.5, 0.0, 1.25)])
