@@ -123,6 +123,11 @@ def test_train_predict_evaluate(run: Run, cohort: Path, trained: Path, tmp_path:
     before = page.read_bytes()
     assert run("report", tmp_path / "pred" / "case_0", "--image", cohort / "case_0.nii.gz")[0] == 0
     assert page.read_bytes() == before
+    assert "give --image as well" in one_line(run("report", tmp_path / "pred" / "case_0", "--series", "1.2")[2])
+    several = ("report", tmp_path / "pred", "--image", cohort, "--series", "1.2")
+    assert "--series is for one case" in one_line(run(*several)[2])
+    again = ("predict", "-i", cohort / "case_0.nii.gz", "-m", trained, "-o", tmp_path / "pred", "--no-report")
+    assert run(*again, "--device", "cpu")[0] == 0 and not page.exists()  # it was about other results
     assert len(list((tmp_path / "eval").glob("worst_*.jpg"))) == 2 and (tmp_path / "eval" / "report.html").is_file()
 
 

@@ -4,6 +4,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from medseg.io.atomic import write_json
 from medseg.labels import Label, LabelTable
 from medseg.metrics.measurement import measure
 from medseg.reporting.case_report import case_warnings, describe_case, read_case, save_case
-from medseg.reporting.cohort_index import save_failures, save_index, without_paths
-from medseg.reporting.evaluation_report import is_evaluation, save_evaluation_report, save_worst_pictures
+from medseg.reporting.cohort_index import forget_failure, save_failures, save_index, without_paths
+from medseg.reporting.evaluation_report import clear_report, is_evaluation, save_evaluation_report, save_worst_pictures
 from medseg.reporting.html import for_script
 from medseg.reporting.overlay import save_overlay
 from medseg.reporting.tables import write_measurements_json
@@ -250,7 +251,10 @@ def test_an_index_lists_cases_totals_and_failures(index):
     text = index.read_text()
     assert 'href="b%20case/report.html"' in text and ">a#1<" in text and "DOE^" not in text
     assert text.count("data:image/jpeg") == 1 and "<img src=x" not in text and "lost" in text
-    save_failures(index.parent, {})
+    forget_failure(index.parent, "another")
+    assert ">lost</b>" in save_index(index.parent).read_text()
+    forget_failure(index.parent, "lost")
+    assert not (index.parent / "failures.json").exists()
     assert "Failed</h2>" not in save_index(index.parent).read_text()
 
 
@@ -297,6 +301,27 @@ def test_two_predictions_stand_side_by_side(evaluated):
     assert text.count("reference, first prediction, second prediction") == 2 * 2  # alt and caption
     assert "Second minus first" in text and ">1.000<" in text
     assert "-0.333" in text
+
+
+def test_an_evaluation_is_not_taken_for_a_comparison_before(evaluated, tmp_path):
+    for folder in ("both", "one"):
+        shutil.copytree(evaluated / folder, tmp_path, dirs_exist_ok=True)
+    clear_report(tmp_path, compared=True)
+    assert "Two predictions compared" in save_evaluation_report(tmp_path).read_text()
+    clear_report(tmp_path, compared=False)
+    assert not (tmp_path / "report.html").exists()
+    assert save_evaluation_report(tmp_path).read_bytes() == save_evaluation_report(evaluated / "one").read_bytes()
+
+
+def test_of_two_predictions_it_is_said_which_lacks_a_case(evaluated, tmp_path):
+    shutil.copytree(evaluated / "both", tmp_path, dirs_exist_ok=True)
+    for number, failures in ((1, {"lost": "same", "x": "why"}), (2, {"lost": "same"})):
+        path = tmp_path / f"prediction_{number}" / "summary.json"
+        extra = {"failures": failures, "predictions_without_reference": ["y"][: 2 - number]}
+        write_json(path, json.loads(path.read_text()) | extra)
+    text = save_evaluation_report(tmp_path).read_text()
+    assert "lost</b> was not evaluated: same<" in text and "x</b> was not evaluated: first prediction: why<" in text
+    assert "First prediction: Predicted, but without a reference: y<" in text
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def run(
     """Compare predictions with references: Dice, surfaces, objects found, FROC, AP, with intervals and plots."""
     from medseg.data.cohort import parse_kind
     from medseg.evaluation import Settings, compare_files, evaluate_files
-    from medseg.reporting.evaluation_report import save_evaluation_report, save_worst_pictures
+    from medseg.reporting.evaluation_report import clear_report, save_evaluation_report, save_worst_pictures
     from medseg.reporting.plots import save_comparison_plot, save_plots
 
     if len(prediction) > 2:
@@ -118,6 +118,7 @@ def run(
         files = [*both.files, *save_comparison_plot(both, out.absolute())]
         for number, result in enumerate(results, start=1):
             files += save_plots(result, out.absolute() / f"prediction_{number}")
+    clear_report(out.absolute(), compared=len(results) == 2)
     if report:
         save_worst_pictures(results, out.absolute())
         files.append(save_evaluation_report(out.absolute()))

@@ -89,7 +89,7 @@ def run(
     from medseg.inference.study import StudyPredictor, study_name
     from medseg.io.atomic import check_apart, check_folder
     from medseg.io.dicom import keep_scans
-    from medseg.reporting.cohort_index import save_failures, save_index, without_paths
+    from medseg.reporting.cohort_index import forget_failure, save_failures, save_index, without_paths
 
     chosen = set_up(device, threads)
     for source in sources:
@@ -153,7 +153,9 @@ def run(
                 prediction.seconds["report"] = time.perf_counter() - start
             if profile:
                 show_profile(prediction, saved)
-    if cohort is not None:
+    if cohort is None:
+        forget_failure(out, studies[0][0])
+    else:
         inputs = {case: images for case, images, _ in studies}
         save_failures(out, {case: without_paths(why, inputs.get(case, ())) for case, why in failures.items()})
         if report:

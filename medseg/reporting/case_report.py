@@ -1,7 +1,6 @@
 """The report of one case: pictures, warnings, measurements, and a viewer, in one file that needs nothing beside it."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from medseg.io import read_instances
 from medseg.io.atomic import atomic_path, write_text
 from medseg.metrics.measurement import measure
 from medseg.reporting.html import amount, data_uri, for_script, niivue, number, packed, render
+from medseg.reporting.page_tables import Cell, plain, words
 from medseg.reporting.pictures import Picture, slice_pictures
 from medseg.reporting.tables import measurement_dict
 from medseg.reporting.tiles import Window
@@ -231,17 +231,13 @@ def _columns(ct: bool) -> list[dict[str, Any]]:
     return [{"title": title, "text": title in ("Lies in", "Notes")} for title in titles]
 
 
-def _cells(m: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cells(m: Mapping[str, Any]) -> list[Cell]:
     values = [("score", number(m["score"], 2))]
     for key in ("volume_ml", "long_axis_mm", "short_axis_mm", "max_diameter_mm", "mean", "sd"):
         values.append((key, amount(m[key])))
-    cells = [{"shown": shown, "value": _plain(m[key]), "text": False} for key, shown in values]
-    texts = (", ".join(m["lies_in"]), "at the edge of the image" if m["touches_border"] else "")
-    return cells + [{"shown": text, "value": text, "text": True} for text in texts]
-
-
-def _plain(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else repr(value)
+    cells = [Cell(shown=shown, value=plain(m[key])) for key, shown in values]
+    texts = (", ".join(m["lies_in"]), "at the edge" if m["touches_border"] else "")
+    return [*cells, *map(words, texts)]
 
 
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from medseg.errors import InputError
 from medseg.io.atomic import is_leftover, write_json
 from medseg.reporting.case_report import REPORT_FILE, RUN_FILE, THUMBNAIL_ENDING, read_json
 from medseg.reporting.html import amount, data_uri, save_page
+from medseg.reporting.page_tables import Cell, words
 
 INDEX_FILE = "index.html"
 FAILURES_FILE = "failures.json"
@@ -47,6 +48,13 @@ def save_failures(folder: Path | str, failures: Mapping[str, str]) -> None:
         write_json(path, {"failures": dict(failures)})
     else:
         path.unlink(missing_ok=True)
+
+
+def forget_failure(folder: Path | str, case: str) -> None:
+    """Strike a case that was predicted after all from the failures beside the results."""
+    failures = _failures(Path(folder))
+    if failures.pop(case, None) is not None:
+        save_failures(folder, failures)
 
 
 def without_paths(reason: str, paths: Iterable[Path] = ()) -> str:
@@ -115,13 +123,13 @@ def _row(path: Path, folder: Path) -> _Row:
     )
 
 
-def _cards(rows: list[_Row], failures: Mapping[str, str]) -> list[tuple[str, str]]:
+def _cards(rows: list[_Row], failures: Mapping[str, str]) -> list[tuple[str, Cell]]:
     objects = sum(sum(row.counts.values()) for row in rows)
     return [
-        ("Cases", str(len(rows) + len(failures))),
-        ("Failed", str(len(failures))),
-        ("Objects", str(objects)),
-        ("Cases with warnings", str(sum(row.warnings > 0 for row in rows))),
+        ("Cases", words(str(len(rows) + len(failures)))),
+        ("Failed", words(str(len(failures)))),
+        ("Objects", words(str(objects))),
+        ("Cases with warnings", words(str(sum(row.warnings > 0 for row in rows)))),
     ]
 
 

@@ -7,17 +7,18 @@ from typing import Any
 
 from medseg.errors import GeometryError, MedsegError
 from medseg.evaluation import Evaluation, Source, read_evaluated
-from medseg.io import read_volume
 from medseg.io.atomic import atomic_path
+from medseg.io.volumes import read_channels
 from medseg.reporting.case_report import REPORT_FILE, read_json
 from medseg.reporting.cohort_index import without_paths
 from medseg.reporting.html import data_uri, number, save_page
-from medseg.reporting.page_tables import Cell, Table, quantity, score, with_interval
+from medseg.reporting.page_tables import Cell, Table, quantity, score, with_interval, words
 from medseg.reporting.side_by_side import side_by_side
 from medseg.values.instances import InstanceSet
 
 SUMMARY_FILE = "summary.json"
 COMPARISON_FILE = "comparison.json"
+COMPARISON_PLOT = "comparison.png"
 #: Pictures of the worst cases, in the order of ``worst_cases`` of the summary (of the first prediction).
 WORST_PICTURE = "worst_{}.jpg"
 WORST_PICTURES = 3
@@ -62,6 +63,17 @@ def save_evaluation_report(folder: Path | str) -> Path:
     )
 
 
+def clear_report(folder: Path | str, *, compared: bool) -> None:
+    """Delete what an evaluation before left that does not fit the one just written.
+
+    Args:
+        folder: of the evaluation.
+        compared: whether two predictions were compared; if not, an earlier comparison would pass for this one.
+    """
+    for name in (REPORT_FILE,) if compared else (REPORT_FILE, COMPARISON_FILE, COMPARISON_PLOT):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
 def save_worst_pictures(evaluations: Sequence[Evaluation], folder: Path | str) -> list[Path]:
     """Draw the worst cases of the first evaluation: the reference, and beside it the prediction of each evaluation.
 
@@ -92,7 +104,7 @@ def _drawn(source: Source, sets: Mapping[str, InstanceSet]) -> bytes:
     volume = None
     if source.row.images:
         with suppress(MedsegError):  # the labels alone were needed so far; their image may be gone
-            volume = read_volume(source.row.images[0], series=source.row.series)
+            volume = read_channels(source.row.images[0], series=source.row.series)[0]
     with suppress(GeometryError):
         return side_by_side(volume, sets)
     return side_by_side(None, sets)
@@ -112,9 +124,9 @@ def _save_comparison(folder: Path) -> Path:
         {"title": f"{title} prediction", "plots": _plots(side)}
         for title, side in zip(("First", "Second"), sides, strict=True)
     ]
-    if (folder / "comparison.png").is_file():
+    if (folder / COMPARISON_PLOT).is_file():
         text = "Differences with their intervals, second minus first"
-        plots.insert(0, {"title": "", "plots": [_plot(folder / "comparison.png", text)]})
+        plots.insert(0, {"title": "", "plots": [_plot(folder / COMPARISON_PLOT, text)]})
     return save_page(
         folder / REPORT_FILE,
         "evaluation.html",
@@ -125,8 +137,8 @@ def _save_comparison(folder: Path) -> Path:
         tables=tables,
         plots=plots,
         worst=_worst(folder, summaries[0], ("reference", "first prediction", "second prediction")),
-        failures={**_failures(summaries[0]), **_failures(summaries[1])},
-        remarks=[*_remarks(summaries[0]), *_remarks(summaries[1])],
+        failures=_failures_of_both(*map(_failures, summaries)),
+        remarks=_remarks_of_both(*map(_remarks, summaries)),
     )
 
 
@@ -136,24 +148,25 @@ def _lead(summary: Mapping[str, Any]) -> str:
         matched = f"Dice {summary['dice_threshold']:g}"
     level = summary["bootstrap"]["level"]
     brackets = f"brackets are {level:.0%} intervals from resampled cases"
-    return f"{summary['n_cases']} cases; objects match at {matched}; {brackets}"
+    cases = f"{summary['n_cases']} case{'' if summary['n_cases'] == 1 else 's'}"
+    return f"{cases}; objects match at {matched}; {brackets}"
 
 
-def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cards(summary: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     dice, objects = summary["mean_dice"], summary["objects"]
     return [
-        ("Cases", str(summary["n_cases"])),
-        ("Mean Dice of the classes", with_interval(dice["mean"], dice).shown),
-        ("F1 of objects", with_interval(objects["f1"], objects["intervals"]["f1"]).shown),
-        ("Found / missed / invented", f"{objects['tp']} / {objects['fn']} / {objects['fp']}"),
+        ("Cases", words(str(summary["n_cases"]))),
+        ("Mean Dice of the classes", with_interval(dice["mean"], dice)),
+        ("F1 of objects", with_interval(objects["f1"], objects["intervals"]["f1"])),
+        ("Found / missed / invented", words(f"{objects['tp']} / {objects['fn']} / {objects['fp']}")),
     ]
 
 
-def _compared_cards(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
-    cards = [("Cases", str(comparison["n_cases"]))]
+def _compared_cards(comparison: Mapping[str, Any]) -> list[tuple[str, Cell]]:
+    cards = [("Cases", words(str(comparison["n_cases"])))]
     for name, entry in (("Mean Dice", comparison["mean_dice"]), ("F1 of objects", comparison["objects"]["f1"])):
-        cards.append((f"{name}, first", number(entry["first"])))
-        cards.append((f"{name}, second", number(entry["second"])))
+        cards.append((f"{name}, first", score(entry["first"])))
+        cards.append((f"{name}, second", score(entry["second"])))
     return cards
 
 
@@ -300,6 +313,22 @@ def _worst(folder: Path, summary: Mapping[str, Any], columns: tuple[str, ...]) -
 
 def _failures(summary: Mapping[str, Any]) -> dict[str, str]:
     return {case: without_paths(reason) for case, reason in summary.get("failures", {}).items()}
+
+
+def _failures_of_both(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """Return the failures of two evaluations, and of which where they differ."""
+    both = {}
+    for case in {**first, **second}:
+        reasons = [f"{title} prediction: {f[case]}" for title, f in (("first", first), ("second", second)) if case in f]
+        both[case] = first[case] if first.get(case) == second.get(case) else "; ".join(reasons)
+    return both
+
+
+def _remarks_of_both(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Return the remarks on two evaluations, those on both once."""
+    alone = [f"First prediction: {r}" for r in first if r not in second]
+    alone += [f"Second prediction: {r}" for r in second if r not in first]
+    return [r for r in first if r in second] + alone
 
 
 def _remarks(summary: Mapping[str, Any]) -> list[str]:

@@ -9,11 +9,15 @@ from medseg.reporting.html import amount, number
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A cell: what is shown, what a column is sorted by (nothing where it is undefined), whether it is text."""
+    """A cell: what is shown, what a column is sorted by (nothing where it is undefined), whether it is text.
+
+    An interval stands below, so that tables of many scores stay narrow.
+    """
 
     shown: str
     value: str
     text: bool = False
+    interval: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +33,12 @@ class Table:
 def score(value: float | None, *, sign: bool = False) -> Cell:
     """Return a score with three decimals."""
     shown = number(value)
-    return Cell(shown=f"+{shown}" if sign and value is not None and value > 0 else shown, value=_plain(value))
+    return Cell(shown=f"+{shown}" if sign and value is not None and value > 0 else shown, value=plain(value))
 
 
 def quantity(value: float | None) -> Cell:
     """Return a count or a quantity with a unit."""
-    return Cell(shown=amount(value), value=_plain(value))
+    return Cell(shown=amount(value), value=plain(value))
 
 
 def words(text: str) -> Cell:
@@ -48,8 +52,9 @@ def with_interval(value: float | None, entry: Mapping[str, Any], *, sign: bool =
     low, high = entry["ci_low"], entry["ci_high"]
     if low is None or high is None:
         return cell
-    return Cell(shown=f"{cell.shown} [{number(low)}, {number(high)}]", value=cell.value)
+    return Cell(shown=cell.shown, value=cell.value, interval=f"[{number(low)}, {number(high)}]")
 
 
-def _plain(value: float | None) -> str:
+def plain(value: float | None) -> str:
+    """Return what a column is sorted by: the number as it is, nothing where it is undefined."""
     return "" if value is None or value != value else repr(value)

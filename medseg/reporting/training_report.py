@@ -9,7 +9,7 @@ from medseg.errors import InputError
 from medseg.reporting.case_report import REPORT_FILE, RUN_FILE, read_json
 from medseg.reporting.curves import CURVES_FILE
 from medseg.reporting.html import amount, data_uri, number, save_page
-from medseg.reporting.page_tables import Table, score, words
+from medseg.reporting.page_tables import Cell, Table, score, words
 from medseg.values.plan import Plan, load_plan
 
 PLAN_FILE = "plan.yaml"
@@ -54,7 +54,7 @@ def save_training_report(folder: Path | str) -> Path:
     )
 
 
-def _cards(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _cards(run: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     cards = [("Status", str(run.get("status", "unknown")))]
     if "steps" in run:
         cards.append(("Steps", str(run["steps"])))
@@ -64,7 +64,7 @@ def _cards(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         cards.append(("Cases, training / held out", f"{cases.get('training', 0)} / {cases.get('validation', 0)}"))
     if "seconds" in run:
         cards.append(("Time", f"{run['seconds'] / 60:.0f} min" if run["seconds"] >= 90 else f"{run['seconds']:.0f} s"))
-    return cards
+    return [(name, words(text)) for name, text in cards]
 
 
 def _pictures(folder: Path) -> list[dict[str, Any]]:

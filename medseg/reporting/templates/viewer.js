@@ -63,7 +63,8 @@
     for (const part of document.querySelectorAll(".viewer-part")) part.hidden = false;
     const nv = new Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.6], crosshairWidth: 0.5, dragAndDropEnabled: false,
-      isColorbar: false, isOrientCube: true, isRadiologicalConvention: true, isNearestInterpolation: false,
+      isColorbar: false, isOrientCube: true, isRadiologicalConvention: true, sagittalNoseLeft: true,
+      isNearestInterpolation: false,
       loadingText: "", logLevel: "error", multiplanarShowRender: 1, multiplanarLayout: 2, textHeight: 0.05, dragMode: 3,
     });
     const spacing = [0, 1, 2].map((column) => Math.hypot(...[0, 1, 2].map((row) => data.affine[4 * row + column])));
