@@ -21,8 +21,8 @@ def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     """Return what convolutions and linear layers compute in: as told, or for ``auto`` bfloat16 where that is worth it.
 
     That is where the device has matrix units for it: GPUs from compute capability 8 on, CPUs with AMX, several times
-    quicker than float32. A CPU that only has AVX-512 BF16 is 1.6 times quicker, for which objects at the threshold are
-    not put at stake (docs/inference.md). On a torch that cannot tell what a CPU has, ``auto`` is float32.
+    quicker than float32. A CPU that only has AVX-512 BF16 is 1.6 to 2 times quicker, for which objects at the threshold
+    are not put at stake (docs/inference.md). On a torch that cannot tell what a CPU has, ``auto`` is float32.
     """
     if wanted != "auto":
         return torch.bfloat16 if wanted == "bfloat16" else torch.float32
