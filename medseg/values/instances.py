@@ -18,11 +18,9 @@ from scipy import ndimage
 from medseg.errors import ConfigError, GeometryError, InputError
 from medseg.labels import Colour, LabelTable
 from medseg.values.geometry import AxisMap, describe_grid, spacing_of
+from medseg.values.shades import shade
 
 Overlap = Literal["error", "higher_score", "smaller", "later"]
-
-#: How far the colour of a label's 1st, 2nd ... object moves towards white (+) or black (-).
-_SHADES = (0.0, 0.45, -0.35, 0.25, -0.55, 0.65)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,10 +86,6 @@ class FlatMap(NamedTuple):
 
     array: NDArray[np.uint16]
     lost_voxels: dict[int, int]
-
-
-def _shaded(channel: int, shade: float) -> int:
-    return round(channel + (255 - channel) * shade if shade > 0 else channel * (1 + shade))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -284,14 +278,12 @@ class InstanceSet:
         return tuple(f"{n} (object {k})" if often[n] > 1 else n for k, n in enumerate(names, start=1))
 
     def colours(self) -> tuple[Colour, ...]:
-        """Return the RGB colour of each instance, in order: the label's own, then shades of it for its next objects."""
+        """Return the RGB colour of each instance, in order: the label's own, then shades of it (`values.shades`)."""
         seen: Counter[int] = Counter()
         colours = []
         for instance in self.instances:
-            shade = _SHADES[seen[instance.label] % len(_SHADES)]
+            colours.append(shade(self.labels[instance.label].colour, seen[instance.label]))
             seen[instance.label] += 1
-            r, g, b = (_shaded(c, shade) for c in self.labels[instance.label].colour)
-            colours.append((r, g, b))
         return tuple(colours)
 
     def moved(self, axis_map: AxisMap) -> "InstanceSet":
