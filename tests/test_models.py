@@ -206,9 +206,11 @@ def test_the_level_follows_the_size_of_the_box() -> None:
     sides = {10.0: 0, 111.9: 0, 112.0: 1, 223.9: 1, 224.0: 2, 447.9: 2, 448.0: 3, 2000.0: 3}
     boxes = [torch.tensor([[0.0, 0.0, s, s] for s in sides]), torch.tensor([[5.0, 5.0, 5.0 + 448, 5.0 + 112]])]
     pooled = PyramidPooler(2, ModelPlan())(features, boxes)
-    assert pooled[:, 0, 0, 0].tolist() == [*map(float, sides.values()), 2.0]  # eq. 1: 4 + log2(sqrt(wh) / 224)
+    assert pooled[:, 0, 0, 0].tolist() == pytest.approx(
+        [*map(float, sides.values()), 2.0]
+    )  # eq. 1: 4 + log2(sqrt(wh) / 224)
     halved = PyramidPooler(2, ModelPlan(roi_canonical_size=112.0))(features, boxes)
-    assert halved[:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0]
+    assert halved[:, 0, 0, 0].tolist() == pytest.approx([0.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0])
 
 
 def test_boxes_belong_to_their_own_image_and_none_is_fine() -> None:
