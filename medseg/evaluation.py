@@ -19,7 +19,7 @@ from medseg.io.atomic import check_folder, write_csv, write_json
 from medseg.io.cohort_table import CohortRow, read_label_file
 from medseg.io.instance_pairs import read_pair
 from medseg.io.patient_folders import LAYOUT, folder_places, without_folders
-from medseg.labels import Kind, LabelTable
+from medseg.labels import Colour, Kind, LabelTable
 from medseg.metrics.case import TOLERANCES_MM, check_settings
 from medseg.metrics.comparison import compare
 from medseg.metrics.detection import DetectionScore
@@ -88,7 +88,8 @@ class Evaluation:
         extra: names of predicted cases that the reference lacks; they are left out.
         summary: what summary.json holds: `medseg.metrics.evaluation.summarise` and ``failures``,
             ``predictions_without_reference``, ``labels`` (per class name, its ids in the label tables of
-            the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it),
+            the first case evaluated: {"reference": 1, "prediction": 2}, null where a table lacks it), ``colours``
+            (per class name RGB 0..255, the reference's where it has the class),
             ``remarks`` (per case, what its files were read with); folders of DICOM patients are numbered in it.
         files: what was written, absolute.
         sources: case name -> where it was read from; `read_evaluated` reads it again.
@@ -195,12 +196,13 @@ def evaluate_files(
     cases: dict[str, CaseResult] = {}
     remarks: dict[str, tuple[str, ...]] = {}
     ids: dict[str, dict[str, int | None]] = {}
+    colours: dict[str, Colour] = {}
     for job, done in zip(jobs, track(_evaluate_all(jobs, workers), "evaluating", len(jobs)), strict=True):
         if isinstance(done, str):
             failures[job.row.name] = done
         else:
             cases[job.row.name] = done.result
-            ids = ids or done.ids
+            ids, colours = ids or done.ids, colours or done.colours
             if done.remarks:
                 remarks[job.row.name] = done.remarks
     if not cases:
@@ -223,6 +225,7 @@ def evaluate_files(
         "failures": {name: without_folders(reason, folders) for name, reason in failures.items()},
         "predictions_without_reference": list(extra),
         "labels": ids,
+        "colours": colours,
         "remarks": {name: tuple(without_folders(line, folders) for line in lines) for name, lines in remarks.items()},
     }
     files = (out / "per_instance.csv", out / "per_case.csv", out / "summary.json")
@@ -297,6 +300,7 @@ class Source:
 class _Done:
     result: CaseResult
     ids: dict[str, dict[str, int | None]]
+    colours: dict[str, Colour]
     remarks: tuple[str, ...]
 
 
@@ -358,7 +362,8 @@ def _evaluate(job: Source) -> _Done | str:
         )
     except MedsegError as error:
         return " ".join(str(error).split())
-    return _Done(result=result, ids=_label_ids(expected, found), remarks=tuple(remarks))
+    colours = {label.name: label.colour for table in (found.labels, expected.labels) for label in table}
+    return _Done(result=result, ids=_label_ids(expected, found), colours=colours, remarks=tuple(remarks))
 
 
 def _check_apart(out: Path, *inputs: Path) -> None:

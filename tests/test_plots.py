@@ -12,6 +12,7 @@ from medseg.labels import LabelTable
 from medseg.metrics.comparison import compare
 from medseg.metrics.evaluation import CaseResult, evaluate_case, summarise
 from medseg.reporting.plots import (
+    class_colours,
     class_plot,
     comparison_plot,
     froc_plot,
@@ -95,11 +96,20 @@ def test_a_comparison(cases: dict[str, CaseResult]) -> None:
     assert f1.lines[3].get_xdata().tolist() == pytest.approx([1 - 2 / 6])  # 1 hit, 1 invention, 3 misses
 
 
+def test_classes_have_the_colours_of_their_labels(cases: dict[str, CaseResult]) -> None:
+    """As in pictures and exports; two labels of one colour are told apart by shades of it."""
+    colours = class_colours({"liver": (230, 159, 0), "lesion": (86, 180, 233), "cyst": (230, 159, 0)})
+    assert list(colours.values())[:2] == ["#e69f00", "#56b4e9"] and len(set(colours.values())) == 3
+    (axes,) = froc_plot(list(cases.values()), summarise(cases), {n: colours[n] for n in ("liver", "lesion")}).axes
+    assert [axes.lines[i].get_color() for i in (0, 2)] == ["#e69f00", "#56b4e9"]
+
+
 def test_files(cases: dict[str, CaseResult], tmp_path: Path) -> None:
     def evaluation(of: dict[str, CaseResult]) -> Evaluation:
         return Evaluation(
-            settings=Settings(), cases=of, failures={}, extra=(), summary=summarise(of), files=(), sources={}
-        )
+            settings=Settings(), cases=of, failures={}, extra=(), files=(), sources={},
+            summary=summarise(of) | {"colours": {label.name: label.colour for label in LABELS}},
+        )  # fmt: skip
 
     files = save_plots(evaluation(cases), tmp_path)
     assert [f.name for f in files] == ["froc.png", "precision_recall.png", "classes.png", "size_classes.png"]

@@ -3,6 +3,7 @@
 Every plot says how many cases it shows and at which threshold an object counts as found.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from medseg.evaluation import Comparison, Evaluation
+from medseg.labels import Colour
 from medseg.metrics.evaluation import CaseResult, class_values
 from medseg.metrics.ranking import FROC_POINTS, average_precision, froc_curve, precision_recall, rank
 from medseg.reporting.overlay import save_figure
+from medseg.values.shades import shade
 
-#: Told apart by the common forms of colour blindness and on white: Okabe-Ito without yellow, Tol's muted scheme.
+#: For what is no class, such as the parts of a loss: told apart by the common forms of colour blindness and on white
+#: (Okabe-Ito without yellow, Tol's muted scheme). Classes have the colours of their labels, as everywhere.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#44AA99",
 )  # fmt: skip
 #: Classes that one plot can hold; those with the most reference objects are taken.
 MAX_CLASSES = len(COLOURS)
+#: A thin dark edge of dots, for light colours.
+EDGE: dict[str, Any] = {"markeredgecolor": "0.25", "markeredgewidth": 0.5}
 #: Points of a precision-recall curve up to which each is marked.
 FEW = 40
 #: IoU thresholds of the precision-recall plots.
@@ -45,7 +52,7 @@ def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
     shown = _shown(summary)
     if not shown:
         return []
-    colours = dict(zip(shown, COLOURS, strict=False))
+    colours = class_colours({name: summary["colours"][name] for name in shown})
     # Where classes have one object per case, curves say what a table says better.
     several = {name: colours[name] for name in _several(cases, shown) or shown}
     figures = {
@@ -57,6 +64,22 @@ def save_plots(evaluation: Evaluation, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         save_figure(folder / name, figure)
     return [folder / name for name in figures]
+
+
+def class_colours(labels: Mapping[str, Colour]) -> dict[str, str]:
+    """Return class -> colour as matplotlib takes it: the label's own, and a shade of it where two labels have one."""
+    used: Counter[Colour] = Counter()
+    colours = {}
+    for name, colour in labels.items():
+        r, g, b = shade(colour, used[colour])
+        used[colour] += 1
+        colours[name] = f"#{r:02x}{g:02x}{b:02x}"
+    return colours
+
+
+def rim(width: float) -> list[withStroke]:
+    """Return a thin dark edge for lines of this width in points: light colours stay readable on white."""
+    return [withStroke(linewidth=width + 0.8, foreground="0.25")]
 
 
 def save_comparison_plot(comparison: Comparison, folder: Path) -> list[Path]:
@@ -84,8 +107,9 @@ def froc_plot(cases: Sequence[CaseResult], summary: Mapping[str, Any], colours: 
         # A step up at each score, from nothing found; the last sensitivity holds to the end of the axis.
         x = np.concatenate([[0], curve.false_positives, [max(FROC_POINTS[-1], curve.false_positives.max(initial=0))]])
         y = np.concatenate([[0], curve.sensitivity, curve.sensitivity[-1:] if len(curve.sensitivity) else [0]])
-        axes.step(x, y, where="post", color=colour, label=f"{name}, CPM {_number(ranking['cpm']['value'])}")
-        axes.plot(FROC_POINTS, list(ranking["froc"].values()), "o", color=colour, markersize=4)
+        label = f"{name}, CPM {_number(ranking['cpm']['value'])}"
+        axes.step(x, y, where="post", color=colour, label=label, path_effects=rim(1.5))
+        axes.plot(FROC_POINTS, list(ranking["froc"].values()), "o", color=colour, markersize=4, **EDGE)
     axes.set_xscale("log", base=2)
     axes.set_xlim(FROC_POINTS[0] / 1.2, FROC_POINTS[-1] * 1.2)
     axes.xaxis.set_major_locator(FixedLocator(FROC_POINTS))
@@ -109,7 +133,10 @@ def precision_recall_plot(cases: Sequence[CaseResult], colours: Mapping[str, str
             label = f"{name}, AP {_number(average_precision(ranking, everyone)[0])}"
             recall, precision = precision_recall(ranking)
             style = ".-" if len(recall) <= FEW else "-"
-            axes.plot(recall, precision, style, color=colour, label=label, drawstyle="steps-pre", markersize=4)
+            axes.plot(
+                recall, precision, style, color=colour, label=label, drawstyle="steps-pre", markersize=4,
+                path_effects=rim(1.5),
+            )  # fmt: skip
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.set_xlim(-0.02, 1.02)
@@ -138,10 +165,10 @@ def class_plot(cases: Sequence[CaseResult], colours: Mapping[str, str]) -> Figur
             defined = scores[~np.isnan(scores)]
             axes.boxplot(
                 [defined], positions=[position], widths=0.6, showfliers=False, manage_ticks=False,
-                medianprops={"color": colour}, whis=(5, 95),
+                medianprops={"color": colour, "linewidth": 2, "path_effects": rim(2)}, whis=(5, 95),
             )  # fmt: skip
             x = position + jitter.uniform(-0.2, 0.2, len(defined))
-            axes.plot(x, defined, ".", color=colour, markersize=4, alpha=0.6)
+            axes.plot(x, defined, ".", color=colour, markersize=5, alpha=0.7, **EDGE)
         counts = [int(np.count_nonzero(~np.isnan(values[name][group][key]))) for name in names]
         axes.set_xticks(range(len(names)), [f"{n} ({c})" for n, c in zip(names, counts, strict=True)], rotation=60)
         for label in axes.get_xticklabels():
@@ -166,7 +193,7 @@ def size_plot(summary: Mapping[str, Any], colours: Mapping[str, str]) -> Figure:
     for k, ((name, colour), entries) in enumerate(zip(colours.items(), classes, strict=True)):
         x = np.arange(len(entries)) + (k - (len(colours) - 1) / 2) * width
         shares = [0.0 if e["reference"] == 0 else e["sensitivity"] for e in entries]
-        axes.bar(x, shares, width * 0.95, color=colour, label=name)
+        axes.bar(x, shares, width * 0.95, color=colour, edgecolor="0.25", linewidth=0.5, label=name)
         for place, share, e in zip(x, shares, entries, strict=True):
             text = f"{e['found']}/{e['reference']}" if e["reference"] else "none"
             axes.annotate(text, (place, share), (0, 2), textcoords="offset points", ha="center", fontsize=7)
