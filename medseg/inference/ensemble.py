@@ -189,7 +189,8 @@ def load_models(
     Args:
         runs: their folders.
         device: where to compute.
-        settings: fields of the plans' ``inference`` that are other than there, e.g. ``{"inference.batch_size": 1}``.
+        settings: ``inference.precision`` and ``inference.batch_size`` where they are to be other than in the plans (the
+            limits of detection are built into the networks).
 
     Raises:
         ModelError: no run there, weights that do not fit their plan, or models that do not go together.

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -46,43 +45,6 @@ class Prediction:
     seconds: dict[str, float]
     doubtful_joins: tuple[Join, ...] = ()
     optimality_gap: float = 0.0
-
-
-class Detector(Protocol):
-    """What finds objects slice by slice: one network, or several views of it or of several put together."""
-
-    plan: Plan
-
-    def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
-        """Return what is in each slice of ``grid.array``, in their order; boxes in its pixels."""
-        ...
-
-
-def predict(detector: Detector, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
-    """Find the objects of a study: bring it to the plan's grid, detect in its slices, link.
-
-    The result does not depend on how the images are stored: they are brought into the plan's orientation
-    first, and the masks go back to the first image's own grid without resampling (boxes are scaled to the
-    source's pixels and masks pasted there).
-
-    Args:
-        detector: of slices.
-        volumes: one per channel of the plan, in its order, all on one grid up to axis order and flips.
-        track: progress over batches of slices.
-
-    Raises:
-        InputError: another number of images than the plan's.
-        GeometryError: images on different grids.
-    """
-    plan = detector.plan
-    start = time.perf_counter()
-    grid = to_network_grid(volumes, plan.input)
-    gridded = time.perf_counter()
-    detections = detector.detect(grid, track)
-    detected = time.perf_counter()
-    on_source = [grid.to_source(d) for d in detections]
-    seconds = {"grid": gridded - start, "network": detected - gridded}
-    return link_study(on_source, grid, volumes[0], plan, seconds)
 
 
 def link_study(
@@ -138,8 +100,26 @@ class Predictor:
         self._ids = np.array((0, *plan.labels.ids), np.int64)
 
     def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
-        """Find the objects of a study, see `predict`."""
-        return predict(self, volumes, track)
+        """Find the objects of a study: bring it to the plan's grid, detect in its slices, link.
+
+        The result does not depend on how the images are stored: they are brought into the plan's orientation
+        first, and the masks go back to the first image's own grid without resampling (boxes are scaled to the
+        source's pixels and masks pasted there).
+
+        Args:
+            volumes: one per channel of the plan, in its order, all on one grid up to axis order and flips.
+            track: progress over batches of slices.
+
+        Raises:
+            InputError: another number of images than the plan's.
+            GeometryError: images on different grids.
+        """
+        start = time.perf_counter()
+        grid = to_network_grid(volumes, self.plan.input)
+        gridded = time.perf_counter()
+        on_source = [grid.to_source(found) for found in self.detect(grid, track)]
+        seconds = {"grid": gridded - start, "network": time.perf_counter() - gridded}
+        return link_study(on_source, grid, volumes[0], self.plan, seconds)
 
     def detect(self, grid: NetworkGrid, track: Track = silent) -> list[Detections]:
         """Run the network over every slice of a grid; boxes in pixels of ``grid.array``."""

@@ -103,6 +103,7 @@ class StudyPredictor:
         self.device = device
         self.model_hashes = [hash_files([folder / PLAN_FILE, folder / WEIGHTS_FILE]) for folder in folders]
 
+    @keep_scans()  # who names, reads, hashes and writes a DICOM series wants its headers
     def run(
         self,
         study: Sequence[Path],
@@ -135,36 +136,6 @@ class StudyPredictor:
             InputError: another number of images than the plan's, or one that cannot be read.
             GeometryError: images on different grids.
         """
-        with keep_scans():  # who names, reads, hashes and writes a DICOM series wants its headers
-            return self._run(
-                study,
-                out,
-                name,
-                series,
-                track,
-                resample_uneven=resample_uneven,
-                resample_tilt=resample_tilt,
-                nifti_form=nifti_form,
-                keep_identity=keep_identity,
-                note=note,
-                tell=tell,
-            )
-
-    def _run(
-        self,
-        study: Sequence[Path],
-        out: Path,
-        name: str,
-        series: str | None,
-        track: Track,
-        *,
-        resample_uneven: bool,
-        resample_tilt: bool,
-        nifti_form: str | None,
-        keep_identity: bool,
-        note: Note,
-        tell: Note,
-    ) -> tuple[Prediction, SavedPrediction]:
         several = len(study) == 1 and len(self.plan.input.channel_names) > 1 and _is_nifti(study[0])
         check_channels(count_channels(study[0]) if several else len(study), self.plan.input)
         patient = {"patient_id": read_patient_id(study[0], series)} if keep_identity else {}
