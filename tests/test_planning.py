@@ -141,6 +141,9 @@ def test_context_follows_the_slice_distance(facts: Fingerprint) -> None:
     assert derive_plan(facts).input.context_mm == (-5.0, 0.0, 5.0)
     flat = [dataclasses.replace(case, shape=(1, 60, 68)) for case in facts.cases]
     assert derive_plan(together(flat)).input.context_mm == (0.0,)
+    assert derive_plan(together(flat)).training.slice_spacing_mm is None
+    thin = dataclasses.replace(facts.cases[0], spacing_mm=(1.25, *facts.cases[0].spacing_mm[1:]))
+    assert derive_plan(together([*facts.cases, thin, *flat])).training.slice_spacing_mm == (1.25, 5.0)
 
 
 def test_a_derived_plan_builds_and_survives_its_file(plan: Plan, tmp_path) -> None:  # type: ignore[no-untyped-def]

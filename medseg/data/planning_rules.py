@@ -150,6 +150,7 @@ def training_plan(facts: Fingerprint, scale: Scale, model: ModelPlan, reasons: d
     }
     return TrainingPlan.model_validate(
         {
+            "slice_spacing_mm": _slice_spacing_mm(facts),
             "crop_size": crop,
             "batch_size": batch,
             "box_samples": samples,
@@ -157,6 +158,12 @@ def training_plan(facts: Fingerprint, scale: Scale, model: ModelPlan, reasons: d
             **settings,
         }  # fmt: skip
     )
+
+
+def _slice_spacing_mm(facts: Fingerprint) -> tuple[float, float] | None:
+    """Return the least and the largest slice distance, of the cases that have one."""
+    found = [case.spacing_mm[0] for case in facts.cases if case.shape[0] > 1]
+    return (float(f"{min(found):.3g}"), float(f"{max(found):.3g}")) if found else None
 
 
 def _crop(scale: Scale, reasons: dict[str, str]) -> tuple[int, int]:

@@ -164,6 +164,9 @@ class TrainingPlan(Section):
     """The optimisation."""
 
     seed: int = 0
+    #: Least and largest distance of slices in the cohort, mm; predictions tell what is far from it. None: cases of a
+    #: single slice, or a plan of an earlier version.
+    slice_spacing_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
     steps: int = Field(10000, ge=1)
     #: Slices that one step learns from, over all processes together.
     batch_size: int = Field(4, ge=1)
