@@ -182,6 +182,22 @@ def test_pixels_much_coarser_than_in_training_are_told(predictor: Predictor) -> 
     assert told == [[], ["pixels of 9 mm are much coarser than the 2 mm of training"]]
 
 
+@pytest.mark.parametrize(("trained", "far"), [(None, []), ((2.0, 5.0), [1.3, 7.6]), ((5.0, 5.0), [1.3, 1.4, 7.6])])
+def test_slices_far_from_those_of_training_are_told(predictor: Predictor, trained: tuple | None, far: list) -> None:
+    settings = {"input.orientation": "acquisition", "training.slice_spacing_mm": trained}
+    acquisition = Predictor(predictor.plan.with_overrides(settings), predictor.model, CPU)
+    told = []
+    for spacing in (1.3, 1.4, 7.4, 7.6):
+        volume = make_volume(np.zeros((2, 9, 9), np.int16), np.diag([spacing, 2.0, 2.0, 1.0]), "slices")
+        told += [(spacing, w) for w in acquisition.predict((volume,)).warnings if "apart" in w]
+    assert [spacing for spacing, _ in told] == far
+    if far:
+        seen = "5 mm" if trained == (5.0, 5.0) else "2 to 5 mm"
+        assert told[-1][1] == f"slices 7.6 mm apart are far from the {seen} of training"
+    single = make_volume(np.zeros((1, 9, 9), np.int16), np.diag([30.0, 2.0, 2.0, 1.0]), "single")
+    assert not any("apart" in w for w in acquisition.predict((single,)).warnings)
+
+
 # -- runs -----------------------------------------------------------------------------------------------------
 
 

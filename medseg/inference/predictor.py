@@ -25,6 +25,8 @@ from medseg.values.plan import Plan
 #: Pixels of slices that a CPU takes at once: more gain nothing (ResNet-50, 512 x 512: four at once are 7 % slower than
 #: one by one) and take 120 MB each.
 CPU_PIXELS = 512 * 512
+#: Slices so many times closer or wider apart than any of training are told: lesions span other numbers of them.
+FAR = 1.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,3 +153,9 @@ def _warnings(place: GridPlace, instances: InstanceSet, plan: Plan) -> Iterator[
     trained = max(plan.input.spacing_mm)
     if pixel > 1.01 * MOST_UPSAMPLING * trained:  # so far the plan of a cohort of such pixels goes
         yield f"pixels of {pixel:.3g} mm are much coarser than the {trained:.3g} mm of training"
+    slices = place.slice_spacing_mm
+    if plan.training.slice_spacing_mm is not None and place.geometry.spatial_shape[0] > 1:
+        least, largest = plan.training.slice_spacing_mm
+        if not least / FAR <= slices <= largest * FAR:
+            seen = f"{least:.3g} mm" if least == largest else f"{least:.3g} to {largest:.3g} mm"
+            yield f"slices {slices:.3g} mm apart are far from the {seen} of training"
