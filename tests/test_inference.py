@@ -28,6 +28,7 @@ from medseg.inference.result import display_window, save_prediction
 from medseg.inference.run import load_run
 from medseg.inference.study import StudyPredictor, study_name
 from medseg.io import read_instances, read_volume, write_ct_series, write_volume
+from medseg.labels import Label, LabelTable
 from medseg.training.loop import train
 from medseg.values.geometry import AxisMap, grid_map, make_volume
 from medseg.values.instances import InstanceSet
@@ -258,6 +259,16 @@ def test_what_overlaps_lose_in_the_flat_map_is_told(
     assert record["overlap_lost_ml"] == {"1": pytest.approx(0.64)}
     assert record["warnings"][0] == "look" and "0.64 ml of 1 objects are covered" in record["warnings"][1]
     assert [i.voxels for i in read_instances(tmp_path / "x.seg.nrrd")] == [i.voxels for i in both]
+
+
+def test_a_notebook_shows_a_prediction_as_a_table(case: tuple[Volume, InstanceSet]) -> None:
+    hard = LabelTable([Label(id=1, name="<script>x</script>", colour=(230, 159, 0))])
+    mask = np.zeros(case[0].array.shape, bool)
+    mask[2:7, 3:13, 4:14] = True  # 500 voxels of 20 mm3
+    found = InstanceSet.from_masks([(1, mask)], case[0], hard)
+    text = Prediction(instances=found, warnings=("a < b",), seconds={})._repr_html_()
+    assert "Prediction: 1 object<" in text and "a &lt; b" in text and "rgb(230, 159, 0)" in text
+    assert "<script" not in text and "&lt;script&gt;" in text and ">10<" in text
 
 
 def test_the_display_window_is_the_widest() -> None:

@@ -17,6 +17,7 @@ from medseg.linking.linker import Pass
 from medseg.models.inference_form import choose_precision, exact_float32, for_inference
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.progress import Track, silent
+from medseg.reporting.html import amount, number, render
 from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import InstanceSet
@@ -47,6 +48,16 @@ class Prediction:
     seconds: dict[str, float]
     doubtful_joins: tuple[Join, ...] = ()
     optimality_gap: float = 0.0
+
+    def _repr_html_(self) -> str:
+        """Show the warnings and a table of the objects in a notebook (`SavedPrediction` has pictures too)."""
+        found = self.instances
+        rows = [
+            {"name": name, "colour": colour, "score": number(i.score, 2), "volume": amount(found.volume_ml(i.id))}
+            for i, name, colour in zip(found, found.names(), found.colours(), strict=True)
+        ]
+        title = f"Prediction: {len(rows)} object{'' if len(rows) == 1 else 's'}"
+        return render("notebook.html", title=title, warnings=self.warnings, pictures=(), rows=rows)
 
 
 def link_study(
