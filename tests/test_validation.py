@@ -203,7 +203,8 @@ def test_nothing_else_is_disturbed(cases: list[CachedCase], weights: dict[str, t
 @pytest.mark.usefixtures("without_pictures")
 def test_scores_are_those_of_the_prediction_on_the_image(tmp_path: Path) -> None:
     """Where the network's grid is the image's, both ways give the same numbers, whatever an untrained network finds."""
-    plan = PLAN.with_overrides({"inference.score_threshold": 0.3, "inference.detections_per_slice": 5})
+    settings = {"inference.score_threshold": 0.3, "inference.detections_per_slice": 5, "linking.single_min_score": 0.0}
+    plan = PLAN.with_overrides(settings)
     volume, truth = simple_case(4)
     prepare_case("a", (volume,), truth, plan.input, tmp_path)
     torch.manual_seed(1)

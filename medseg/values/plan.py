@@ -306,7 +306,7 @@ class Plan(Section):
         section = ""
         data = self.model_dump(mode="json")
         reasons = {"reasons": data.pop("reasons")}
-        for line in yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110).splitlines():
+        for line in yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100).splitlines():
             if line and not line.startswith((" ", "-")):
                 section = line.split(":")[0]
             field = line.strip().split(":")[0]
