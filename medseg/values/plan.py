@@ -306,7 +306,7 @@ class Plan(Section):
         section = ""
         data = self.model_dump(mode="json")
         reasons = {"reasons": data.pop("reasons")}
-        for line in yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100).splitlines():
+        for line in yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110).splitlines():
             if line and not line.startswith((" ", "-")):
                 section = line.split(":")[0]
             field = line.strip().split(":")[0]
@@ -315,6 +315,18 @@ class Plan(Section):
                 lines += textwrap.wrap(" ".join(reason.split()), 110, initial_indent="  # ", subsequent_indent="  # ")
             lines.append(line)
         return "\n".join(lines) + "\n" + yaml.safe_dump(reasons, sort_keys=False, default_flow_style=False, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a line for each field, where a reason can stand above it, and short lists in one line."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.SequenceNode:
+    short = not any(isinstance(value, list | dict) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=short)
+
+
+_Dumper.add_representer(list, _represent_list)
 
 
 def _place_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
