@@ -22,30 +22,20 @@ from medseg.io.patient_folders import LAYOUT, folder_places, without_folders
 from medseg.labels import Colour, Kind, LabelTable
 from medseg.metrics.case import TOLERANCES_MM, check_settings
 from medseg.metrics.comparison import compare
-from medseg.metrics.detection import DetectionScore
 from medseg.metrics.evaluation import (
     FROC_IOU,
     RESAMPLES,
     SIZE_EDGES_MM,
-    VOXEL_SCORES,
     CaseResult,
-    ObjectResult,
     check_summary_settings,
     evaluate_case,
-    object_scores,
     summarise,
 )
+from medseg.metrics.rows import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS, case_rows, instance_rows, surface_columns
 from medseg.metrics.surface import Surface
 from medseg.progress import Note, Track, silent, unheard
 from medseg.values.instances import InstanceSet
 from medseg.values.kinds import by_kind
-
-#: Columns of the tables; those of the surface scores, which depend on the settings, follow.
-PER_CASE_COLUMNS = (
-    "case", "label", "reference_ml", "prediction_ml",
-    *VOXEL_SCORES, *(f"objects_{key}" for key in object_scores(DetectionScore())),
-)  # fmt: skip
-PER_INSTANCE_COLUMNS = ("case", *(name for name in ObjectResult.__annotations__ if name != "surface"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +219,9 @@ def evaluate_files(
         "remarks": {name: tuple(without_folders(line, folders) for line in lines) for name, lines in remarks.items()},
     }
     files = (out / "per_instance.csv", out / "per_case.csv", out / "summary.json")
-    surfaces = _surface_columns(cases)
-    write_csv(files[0], (*PER_INSTANCE_COLUMNS, *surfaces[1]), _instance_rows(cases))
-    write_csv(files[1], (*PER_CASE_COLUMNS, *surfaces[0]), _case_rows(cases))
+    surfaces = surface_columns(cases)
+    write_csv(files[0], (*PER_INSTANCE_COLUMNS, *surfaces[1]), instance_rows(cases))
+    write_csv(files[1], (*PER_CASE_COLUMNS, *surfaces[0]), case_rows(cases))
     write_json(files[2], summary)
     return Evaluation(
         settings=settings, cases=cases, failures=failures, extra=extra, summary=summary, files=files,
@@ -393,29 +383,3 @@ def _label_ids(reference: InstanceSet, prediction: InstanceSet) -> dict[str, dic
 
     left, right = ids(reference.labels), ids(prediction.labels)
     return {name: {"reference": left.get(name), "prediction": right.get(name)} for name in left | right}
-
-
-def _surface_columns(cases: Mapping[str, CaseResult]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the surface scores of classes and of objects."""
-    classes = next((tuple(r.surface) for case in cases.values() for r in case.classes), ())
-    return classes, next((tuple(r.surface) for case in cases.values() for r in case.objects), ())
-
-
-def _instance_rows(cases: Mapping[str, CaseResult]) -> list[dict[str, Any]]:
-    return [
-        {"case": name} | {key: value for key, value in vars(row).items() if key != "surface"} | dict(row.surface)
-        for name, case in cases.items()
-        for row in case.objects
-    ]
-
-
-def _case_rows(cases: Mapping[str, CaseResult]) -> list[dict[str, Any]]:
-    rows = []
-    for name, case in cases.items():
-        for result in case.classes:
-            row: dict[str, Any] = {"case": name, "label": result.name}
-            row |= {"reference_ml": result.voxels.reference_ml, "prediction_ml": result.voxels.prediction_ml}
-            row |= {score: getattr(result.voxels, score) for score in VOXEL_SCORES}
-            row |= {f"objects_{key}": value for key, value in object_scores(result.objects).items()}
-            rows.append(row | dict(result.surface))
-    return rows

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from medseg.cli import evaluate
 from medseg.errors import ConfigError, InputError
-from medseg.evaluation import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS, Settings, compare_files, evaluate_files
+from medseg.evaluation import Settings, compare_files, evaluate_files
 from medseg.io import write_instances
 from medseg.io.atomic import write_json
 from medseg.io.case_files import label_files
 from medseg.labels import LabelTable
+from medseg.metrics.rows import PER_CASE_COLUMNS, PER_INSTANCE_COLUMNS
 from medseg.values.geometry import AxisMap
 from medseg.values.instances import InstanceSet
 
