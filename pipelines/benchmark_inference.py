@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from benchmark_parts import (
     Spent,
+    arguments,
     conditions,
     counted,
     floor_seconds,
@@ -316,11 +317,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="run of train_benchmark_model.py")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch chooses")
+    parser = arguments(__doc__)
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--batch", type=int, default=0, help="slices at once; 0: 1 on a CPU, 8 on a GPU")
     parser.add_argument("--yolo-python", type=Path, help="Python of an environment that has ultralytics")

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import resource
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_parts import peak_mib
 from torch.utils.data import DataLoader
 
 from medseg.data.cohort import find_cohort
@@ -75,26 +75,9 @@ def write_cohort(folder: Path, slices: int) -> None:
     write_json(folder / "labels.json", LABELS.to_dict())
 
 
-def anonymous_bytes() -> int:
-    """Return what this process holds beside files."""
-    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
-
-
 def peak_of(action: Callable[[], Any]) -> float:
     """Return the most anonymous memory above what was held before, GiB."""
-    before, most, done = anonymous_bytes(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, anonymous_bytes())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    action()
-    done.set()
-    watcher.join()
-    return round((most - before) / 2**30, 2)
+    return round(peak_mib(action, torch.device("cpu")) / 1024, 2)
 
 
 def prepare(folder: Path, run: Path, count: int) -> dict[str, Any]:

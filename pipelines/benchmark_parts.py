@@ -1,5 +1,6 @@
 """What the benchmarks of inference and training share: clocks, memory, stages, counted work, measured ceilings."""
 
+import argparse
 import ctypes
 import platform
 import statistics
@@ -42,6 +43,16 @@ class Spent(NamedTuple):
 
     wall: float
     processor: float
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with what the benchmarks of networks have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="run of train_benchmark_model.py")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch chooses")
+    return parser
 
 
 def synchronise(device: torch.device) -> None:

@@ -17,13 +17,12 @@ import os
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import torch
-from benchmark_parts import Spent, conditions, median_ratio, peak_mib, timed
+from benchmark_parts import Spent, arguments, conditions, median_ratio, peak_mib, timed
 from torch.utils.data import DataLoader
 from torchvision.models.detection import MaskRCNN as StockMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -161,11 +160,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="run of train_benchmark_model.py")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch chooses")
+    parser = arguments(__doc__)
     parser.add_argument("--side", type=int, default=512, help="of the slices, pixels, a multiple of 32")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
