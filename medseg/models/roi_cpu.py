@@ -41,9 +41,10 @@ class _Align(torch.autograd.Function):
         edges = rois[:, 1:] * scale - (0.5 if aligned else 0.0)
         rows, row_weights = _line_taps(edges[:, 1], edges[:, 3], height, size, sampling, aligned)
         columns, column_weights = _line_taps(edges[:, 0], edges[:, 2], width, size, sampling, aligned)
+        image = rois[:, 0].long()
         ctx.shape = features.shape
-        ctx.save_for_backward(rois[:, 0].long(), rows, row_weights, columns, column_weights)
-        first = rois[:, 0].long() * (height * width)
+        ctx.save_for_backward(image, rows, row_weights, columns, column_weights)
+        first = image * (height * width)
         cells = (first[:, None, None] + rows * width)[:, :, None, :, None] + columns[:, None, :, None, :]
         weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
         taps = (2 * sampling) ** 2
