@@ -1,4 +1,4 @@
-"""Reading and writing, measured: against SimpleITK in the same run, and in memory. Prints JSON.
+"""Reading and writing, measured: against SimpleITK in the same run, and in memory. Prints JSON, -o FILE keeps it.
 
     python pipelines/benchmark_io.py            # some minutes and 1.5 GB of disk; --slices 100 for a quick look
 
@@ -8,10 +8,7 @@ machine does not count. Memory is the peak (VmHWM) above what was held before th
 """
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record_results import write_record
 
 from medseg.io import read_volume, write_ct_series
 from medseg.io.dicom_context import read_dicom_context
@@ -137,11 +135,13 @@ def alone(step: Callable[..., Any], *arguments: object) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=1000, help="of the long series; the short one has three tenths")
-    many = parser.parse_args().slices
+    parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    many = args.slices
     few = many * 3 // 10
     with tempfile.TemporaryDirectory(prefix="medseg-benchmark-") as temporary:
         long, short = Path(temporary, "long", "series"), Path(temporary, "short", "series")
         alone(make, short, few), alone(make, long, many)
         results = {f"read_{few}_slices": alone(read_speed, short), f"read_{many}_slices": alone(read_memory, long)}
         results |= {f"convert_{many}_slices": alone(convert, long), f"seg_{few}_slices": alone(segmentation, short)}
-    print(json.dumps(results | {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}, indent=2))
+    write_record(args.out, results, seed=0)

@@ -1,4 +1,4 @@
-"""Loading of training samples, measured: memory of preparing cases, and windows a second. Prints JSON.
+"""Loading of training samples, measured: memory of preparing cases, and windows a second.
 
     python pipelines/benchmark_loading.py           # some minutes and 2 GB of disk; --slices 60 for a quick look
 
@@ -6,10 +6,10 @@ Six volumes of 300 x 512 x 512 with 24 objects lie as .nii.gz in a temporary fol
 beside files (RssAnon), sampled every 2 ms, above what it held before. Windows are augmented crops of
 512 x 512 with three context planes, through a DataLoader as training has it; processor seconds, of the workers too,
 tell what a window costs where the machine is busy. Every step has a process of its own.
+Prints JSON, -o FILE keeps it.
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import tempfile
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmark_parts import peak_mib
+from record_results import write_record
 from torch.utils.data import DataLoader
 
 from medseg.data.cohort import find_cohort
@@ -132,10 +133,12 @@ def alone(action: Callable[..., Any], *arguments: Any) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cohort(folder, args.slices)
         preparing = [alone(prepare, folder, folder / f"run{count}", count) for count in (3, 6)]
         loading = [alone(load, folder / "run6", WINDOWS, workers) for workers in (0, 1, 2)]
-    print(json.dumps({"shape": [args.slices, SIDE, SIDE], "preparing": preparing, "loading": loading}, indent=1))
+    figures = {"shape": [args.slices, SIDE, SIDE], "preparing": preparing, "loading": loading}
+    write_record(args.out, figures, seed=SEED)

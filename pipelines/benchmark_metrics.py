@@ -6,21 +6,22 @@
 object: Dice, IoU, NSD at 1 mm (surfels and border voxels), HD95, ASSD (border voxels). MONAI gets each object as it
 stands in the volume (its functions crop by themselves; the first 8 objects, they take minutes) and, for comparison, all
 of them cropped beforehand as medseg does it. Then images of 369, 1476 and 5904 small objects, whose cost must grow with
-their number only. Processor seconds, one thread. Prints JSON.
+their number only. Processor seconds, one thread. Prints JSON, -o FILE keeps it.
 """
 
 import argparse
-import json
 import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")  # before numpy and torch are imported
 
 import numpy as np
 from highdicom import VolumeGeometry
+from record_results import write_record
 
 from medseg.labels import LabelTable
 from medseg.metrics.surface import pair_surface_distances
@@ -37,6 +38,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--objects", type=int, default=128)
 parser.add_argument("--monai-objects", type=int, default=8, help="how many of them MONAI gets in the full volume")
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("-o", "--out", type=Path, help="JSON file to write")
 args = parser.parse_args()
 rng = np.random.default_rng(args.seed)
 
@@ -137,8 +139,8 @@ difference = {
     for key in next(iter(ours.values()))
 }
 per_object = our_seconds / len(ours)
-print(json.dumps({
-    "objects": args.objects, "matched": len(ours), "shape": SHAPE, "seed": args.seed,
+figures = {
+    "objects": args.objects, "matched": len(ours), "shape": SHAPE,
     "medseg_seconds": our_seconds, "medseg_peak_gib": peak_gib,
     "monai_full_seconds_per_object": full_seconds / len(few), "monai_full_objects": len(few),
     "monai_crops_seconds_per_object": crop_seconds / len(ours),
@@ -146,4 +148,5 @@ print(json.dumps({
     "times_as_fast_as_monai_on_crops": crop_seconds / len(ours) / per_object,
     "largest_difference": difference,
     "milliseconds_per_small_object": scaling, "monai": monai.__version__, "torch": torch.__version__,
-}, indent=2))  # fmt: skip
+}  # fmt: skip
+write_record(args.out, figures, seed=args.seed)

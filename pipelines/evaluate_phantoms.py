@@ -3,7 +3,7 @@
     python pipelines/evaluate_phantoms.py -o evaluate-phantoms
     cd evaluate-phantoms && medseg evaluate -r reference -p prediction -o scores --workers 2
 
-The first line writes the cohort (once) and evaluates it as the second does, with the time it took. Organs are
+The first line writes the cohort (once) and evaluates it as the second does, results.json says in what time. Organs are
 moved by a voxel and dilated or eroded; lesions besides are lost, split, merged with their neighbour or invented.
 """
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from record_results import write_record
 from scipy import ndimage
 
 from medseg.evaluation import Settings, evaluate_files
@@ -95,11 +96,16 @@ def main() -> None:
     )  # fmt: skip
     save_plots(result, args.out / "scores")
     lesion = result.summary["classes"]["lesion"]
-    print(
-        f"{len(result.cases)} cases of {sum(len(c.objects) for c in result.cases.values())} objects with "
-        f"{args.workers} workers: {time.perf_counter() - start:.1f} s ({done[-1]:.1f} s for the cases); lesions: "
-        f"F1 {lesion['objects']['f1']:.3f}, CPM {lesion['ranking']['cpm']['value']:.3f}"
-    )
+    figures = {
+        "cases": len(result.cases),
+        "objects": sum(len(c.objects) for c in result.cases.values()),
+        "workers": args.workers,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "wall_seconds_of_cases": round(done[-1], 1),
+        "lesion_f1": lesion["objects"]["f1"],
+        "lesion_cpm": lesion["ranking"]["cpm"]["value"],
+    }
+    write_record(args.out / "results.json", figures, seed=list(range(args.cases)))
 
 
 if __name__ == "__main__":

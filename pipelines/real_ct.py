@@ -11,10 +11,11 @@ import argparse
 import json
 import os
 import time
-from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+
+from record_results import envelope
 
 from medseg.cli import console
 from medseg.cli.compute import set_up
@@ -101,17 +102,12 @@ table = {
     case: {c.name: {"dice": c.voxels.dice, "volume_reference_ml": c.voxels.reference_ml} for c in found.classes}
     for case, found in evaluation.cases.items()
 }
-write_json(
-    args.out / "results.json",
-    {
-        "command": f"python pipelines/real_ct.py --steps {args.steps} --seed {args.seed}",
-        "date": date.today().isoformat(),
-        "training_seconds": round(trained),
-        "steps": result.steps,
-        "seed": args.seed,
-        "cases": table,
-        "environment": environment(device),
-        "notice": "One training patient, evaluated on itself and one other: data flows; no quality claim.",
-    },
-)
+figures = {
+    "training_seconds": round(trained),
+    "steps": result.steps,
+    "cases": table,
+    "environment": environment(device),
+    "notice": "One training patient, evaluated on itself and one other: data flows; no quality claim.",
+}
+write_json(args.out / "results.json", envelope(figures, seed=args.seed, device=device.type))
 console.wrote(args.out / "results.json")

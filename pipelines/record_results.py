@@ -2,12 +2,14 @@
 
     medseg evaluate -r REFERENCE -p PREDICTIONS -o scores
     python pipelines/record_results.py my_cohort scores/summary.json --seed 0 \
-        --command 'medseg train COHORT -o RUN --fold 0/5' --command 'medseg evaluate -r REFERENCE -p PREDICTIONS -o scores' \
+        --command 'medseg train COHORT -o RUN --fold 0/5' \
+        --command 'medseg evaluate -r REFERENCE -p PREDICTIONS -o scores' \
         --keep mean_dice --keep 'classes.*.voxels.dice' --keep 'classes.*.objects'
 
-writes docs/results/my_cohort.json: command, seed, commit, hardware, date, and the figures, which are the whole JSON file or
-what --keep names of it (`*` is any key). Other pipelines put the same around their figures (`write_record`). Commit and
-hardware are those of this checkout and machine, the date is the file's: record where and when you measure, or name them.
+writes docs/results/my_cohort.json: command, seed, commit, hardware, date, and the figures, which are the whole JSON
+file or what --keep names of it (`*` is any key). Other pipelines put the same around their figures (`write_record`).
+Commit and hardware are those of this checkout and machine, the date is the file's: record where and when you measure,
+or name them.
 """
 
 import argparse
