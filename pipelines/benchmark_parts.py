@@ -2,14 +2,13 @@
 
 import argparse
 import ctypes
-import platform
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from medseg.inference.provenance import environment
+from medseg.cli import console
 
 #: Stages by the class of a module, of torchvision and of medseg; what has mask logits ends the mask head.
 STAGES = {
@@ -194,10 +193,45 @@ def median_ratio(numerator: list[Spent], denominator: list[Spent]) -> dict[str, 
     }
 
 
-def conditions(device: torch.device) -> dict[str, Any]:
-    """Return date, machine and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    units = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return {"date": date.today().isoformat(), "cpu": cpu, "cpu_units": units, **environment(device)}
+def in_turns(systems: dict[str, Callable[[range], Any]], chunks: list[range], device: torch.device) -> dict[str, Any]:
+    """Run every system on every chunk, one after the other; return per system what came out and what it took."""
+    out: dict[str, Any] = {name: ([], []) for name in systems}
+    for number, chunk in enumerate(chunks):
+        console.out.print(f"slices {chunk[0]} to {chunk[-1]}, {number + 1} of {len(chunks)}")
+        for name, system in systems.items():
+            result, spent = timed(partial(system, chunk), device)
+            out[name][0].append(result)
+            out[name][1].append(Spent(spent.wall / len(chunk), spent.processor / len(chunk)))
+    return out
+
+
+def medians(spent: list[Spent]) -> dict[str, Any]:
+    """Return the median seconds of a slice, by both clocks."""
+    return {"seconds_per_slice": {f: round(statistics.median(getattr(s, f) for s in spent), 4) for f in Spent._fields}}
+
+
+def describe(
+    name: str, action: Callable[[], Any], spent: list[Spent], slices: int, ceilings: dict[str, float],
+    device: torch.device, dtype: str = "float32",
+) -> dict[str, Any]:  # fmt: skip
+    """Run a system again on so many slices: its memory, its stages, its work; with its times, all per slice."""
+    console.out.print(f"memory, stages and work of {name}")
+    own = medians(spent)["seconds_per_slice"]["wall" if device.type == "cuda" else "processor"]
+    memory = peak_mib(action, device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    with staged(device, clock) as stages:
+        _, once = timed(action, device)
+    total = once.wall if device.type == "cuda" else once.processor
+    shares = {stage: round(seconds / total, 3) for stage, seconds in stages.most_common()}
+    flops, moved = (amount / slices for amount in counted(action))
+    floor = floor_seconds(flops, moved, ceilings, dtype)
+    return {
+        **medians(spent),
+        "slices_per_second": round(1 / own, 3),
+        "peak_mib": memory,
+        "share_of_stages": {**shares, "other": round(1 - sum(shares.values()), 3)},
+        "gflop_per_slice": round(flops / 1e9, 1),
+        "gib_moved_per_slice": round(moved / 2**30, 2),
+        "times_the_floor": round(own / floor, 2),
+        "precision": dtype,
+    }

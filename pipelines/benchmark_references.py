@@ -1,14 +1,22 @@
-"""Points of reference for the benchmark of inference: a semantic U-Net, and a one-stage instance model."""
+"""Points of reference of the benchmark of inference: torchvision's Mask R-CNN, a U-Net, a one-stage instance model."""
 
 import json
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from benchmark_parts import Spent, counted
 from monai.networks.nets import UNet as MonaiUNet
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN as StockMaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.transform import resize_boxes
+
+from medseg.models.mask_rcnn import MaskRCNN
+from medseg.values.detections import Detections
 
 #: What runs in an environment of its own, as ultralytics is AGPL: a line with numbers of slices in, a line of JSON out.
 YOLO = """
@@ -106,3 +114,59 @@ class UNet:
 def _unet(width: int, classes: int) -> MonaiUNet:
     widths = [width * 2**level for level in range(5)]
     return MonaiUNet(2, 3, classes, channels=widths, strides=[2] * 4, num_res_units=2)
+
+
+class Pasting(nn.Module):
+    """torchvision's last step; keeps what was found before masks are pasted into the slice, for the linker."""
+
+    def __init__(self, paste: Callable[..., Any]):
+        super().__init__()
+        self.paste = paste
+        self.found: list[dict[str, Tensor]] = []
+
+    def forward(self, results: list, resized: list, sizes: list) -> Any:
+        """Return the results with pasted masks."""
+        for found, small, size in zip(results, resized, sizes, strict=True):
+            self.found.append({**found, "boxes": resize_boxes(found["boxes"], small, size)})
+        return self.paste(results, resized, sizes)
+
+
+class Stock:
+    """torchvision's Mask R-CNN with frozen batch normalisation, as its published weights have it.
+
+    Args:
+        model: whose weights, by torchvision's names, are loaded.
+        size: to which slices are resized, their shorter side; 800 unless told otherwise.
+        device: where to compute.
+    """
+
+    def __init__(self, model: MaskRCNN, size: int, device: torch.device):
+        classes = model.roi_heads.classes + 1
+        self.model = StockMaskRCNN(
+            resnet_fpn_backbone(backbone_name="resnet50", weights=None), classes,
+            min_size=size, max_size=1333,
+            image_mean=[0.0] * 3, image_std=[1.0] * 3,  # the windows are the normalisation
+        )  # fmt: skip
+        self.model.load_state_dict(model.state_dict())
+        self.model.to(device).eval()
+        self.pasting = Pasting(self.model.transform.postprocess)
+        self.model.transform.__dict__["postprocess"] = self.pasting
+
+    def __call__(self, images: Tensor) -> Any:
+        """Run the slices [B, 3, H, W] of a batch."""
+        with torch.inference_mode():
+            return self.model(list(images))
+
+    def detections(self, labels: Sequence[int]) -> list[Detections]:
+        """Return what was found since the last call, slice by slice, and forget it."""
+        ids, found, self.pasting.found = np.array((0, *labels)), self.pasting.found, []
+        return [
+            Detections(
+                slice_index=index,
+                boxes=part["boxes"].cpu().numpy(),
+                scores=part["scores"].cpu().numpy(),
+                labels=ids[part["labels"].cpu().numpy()],
+                masks=part["masks"][:, 0].cpu().numpy(),
+            )
+            for index, part in enumerate(found)
+        ]

@@ -22,7 +22,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 import torch
-from benchmark_parts import Spent, arguments, conditions, median_ratio, peak_mib, timed
+from benchmark_parts import Spent, arguments, median_ratio, peak_mib, timed
+from record_results import write_record
 from torch.utils.data import DataLoader
 from torchvision.models.detection import MaskRCNN as StockMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -32,8 +33,8 @@ from medseg.cli import console
 from medseg.cli.compute import set_up
 from medseg.data.dataset import SliceDataset
 from medseg.data.sample import Sample
+from medseg.inference.provenance import environment
 from medseg.inference.run import load_run
-from medseg.io.atomic import write_json
 from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
 from medseg.training.optimizer import build_optimizer
 from medseg.training.step import Stepper, uses_bfloat16
@@ -147,7 +148,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         if isinstance(step, Ours):
             step.stepper.close()
     return {
-        **conditions(device),
+        "versions": environment(device),
         "batch": args.batch,
         "side": args.side,
         "objects_per_image": sum(len(s.boxes) for s in samples) / len(samples),
@@ -166,6 +167,4 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workers", type=int, default=0, help="of the loader")
     args = parser.parse_args()
-    result = benchmark(args)
-    write_json(args.out, result)
-    console.out.print_json(data=result)
+    write_record(args.out, benchmark(args), seed=SEEDS, device=args.device)

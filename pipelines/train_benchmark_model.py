@@ -1,6 +1,6 @@
 """Train the model that the benchmarks measure: torchvision's R50-FPN Mask R-CNN, on organs of phantoms.
 
-    python pipelines/train_benchmark_model.py -o model        # about 8 minutes of one core in bfloat16
+    python pipelines/train_benchmark_model.py -o model        # about half an hour of one core in bfloat16
 
 The folder is a run like those of `medseg train --preset torchvision`; the names in its ``model.safetensors`` are
 torchvision's, so that the same file loads into torchvision's stock model. Frozen batch normalisation cannot be trained
@@ -42,7 +42,7 @@ from medseg.values.plan import InputPlan, Plan
 FIELD_MM, DEPTH_MM, FIRST_SEED = 384.0, 300.0, 1000
 ORGANS = LabelTable([label for label in phantom_labels() if label.kind == "single"])
 #: Pixels of a slice's side, slices, crop, samples in a step, share of the steps, phantoms.
-STAGES = ((192, 24, (128, 160), 2, 0.85, 10), (512, 16, (320, 416), 1, 0.15, 4))
+STAGES = ((192, 24, (128, 160), 2, 0.7, 10), (512, 16, (320, 416), 1, 0.3, 4))
 SETTINGS = {"training.learning_rate": 5e-4, "training.object_fraction": 1.0, "training.box_positive_fraction": 0.4}
 
 
@@ -147,7 +147,7 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--out", type=Path, required=True, help="new folder for the run")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--steps", type=int, default=800)
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     train_model(args.out, set_up(args.device, args.threads), args.steps)

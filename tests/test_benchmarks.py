@@ -49,8 +49,8 @@ def network() -> MaskRCNN:
 
 
 def test_the_network_has_torchvisions_names_and_computes_the_same_there(network: MaskRCNN) -> None:
-    inference, parts = pipeline("benchmark_inference"), pipeline("benchmark_parts")
-    stock = inference.Stock(network, 64, CPU)
+    references, parts = pipeline("benchmark_references"), pipeline("benchmark_parts")
+    stock = references.Stock(network, 64, CPU)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with parts.staged(CPU, time.process_time) as stages:
         stock(image)
