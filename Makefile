@@ -1,6 +1,7 @@
 # make demo    a small study from nothing to evaluated 3-D masks (about 5 minutes)
 # make test    make check, then the tests
 # make check   ruff, formatting, mypy
+# make results docs/results.md and docs/results/*.md anew from the JSON files in docs/results
 # make setup   only the set-up that each of them does first: .venv with everything in it
 # make clean   removes .venv, caches and demo-output
 #
@@ -14,7 +15,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 TOO_OLD := sys.version_info < (3, 11)
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check results clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +36,9 @@ check: $(STAMP)
 test: check
 	@$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) || { echo "make test: FAILED"; exit 1; }
 	@echo "make test: passed (ruff, formatting, mypy, pytest)"
+
+results: $(STAMP)
+	@$(VENV)/bin/python pipelines/make_results.py
 
 clean:
 	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache

@@ -5,19 +5,21 @@
 A template (`results.md.in`, `results/*.md.in`) is Jinja2: prose by hand, every table from records. A record is a JSON
 file with command, seed, commit, hardware, date and figures, as pipelines and record_results.py write it; in a template
 it is the variable of its file's name. `source(record)` writes its commands and where the figures are; filters: `f(3)`
-digits, `signed(3)`, `count` thousands apart, `interval(3)` a value with its interval; what is undefined is a dash.
+digits, `signed(3)`, `count` thousands apart, `interval(3)` a value with its interval, `seeds`; what is undefined is a
+dash.
 """
 
 import json
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, TemplateError, TemplateSyntaxError
 from record_results import ROOT
 
 from medseg.errors import InputError, MedsegError
@@ -71,17 +73,26 @@ def render_pages(docs: Path) -> dict[Path, str]:
     for template in sorted([docs / "results.md.in", *(docs / "results").glob("*.md.in")]):
         page = template.with_suffix("")
         environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"f": number, "signed": signed, "count": count, "interval": interval}
+        environment.filters |= {"f": number, "signed": signed, "count": count, "interval": interval, "seeds": seeds}
         prefix = "results/" if page.parent == docs else ""
         known = {"records": records, "usual_hardware": usual[0][0] if usual else ""}
         environment.globals |= known | {"source": lambda r, p=prefix, u=known["usual_hardware"]: source(r, p, u)}
         try:
             text = environment.from_string(template.read_text(encoding="utf-8")).render(records)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise InputError(f"{template.relative_to(docs)}: {error}; compare it with the records it shows") from None
+            place = f"{template.relative_to(docs)}: line {_line(error)}"
+            raise InputError(f"{place}: {error}; compare it with the records that it shows") from None
         text = re.sub(r"\n{3,}", "\n\n", text).strip()
         pages[page] = HEAD.format(name=page.name) + text + "\n"
     return pages
+
+
+def _line(error: Exception) -> int:
+    """Return the line of a template where an error arose."""
+    if isinstance(error, TemplateSyntaxError):
+        return error.lineno
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>" and f.lineno]
+    return lines[-1] if lines else 1
 
 
 def source(record: Record, prefix: str, usual: str) -> str:
@@ -89,8 +100,7 @@ def source(record: Record, prefix: str, usual: str) -> str:
     commands = [record["command"]] if isinstance(record["command"], str) else record["command"]
     parts = [f"[{record['name']}.json]({prefix}{record['name']}.json): {record['date']}"]
     if record["seed"] is not None:
-        several = isinstance(record["seed"], list)
-        parts.append(f"seeds {_span(record['seed'])}" if several else f"seed {record['seed']}")
+        parts.append(f"seed{'s' * isinstance(record['seed'], list)} {seeds(record['seed'])}")
     if record["commit"]:
         parts.append(f"commit {record['commit']}")
     parts += [record["hardware"]] if record["hardware"] != usual else []
@@ -98,26 +108,28 @@ def source(record: Record, prefix: str, usual: str) -> str:
     return "".join(f"    {line}\n" for line in commands) + f"\n{'; '.join(parts)}."
 
 
-def _span(seeds: list[int]) -> str:
-    """Return seeds in words: 0 to 49, or one by one."""
-    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
-        return f"{seeds[0]} to {seeds[-1]}"
-    return ", ".join(map(str, seeds))
+def seeds(value: int | list[int] | None) -> str:
+    """Return seeds in words: 0, or 0 to 49, or one by one."""
+    if not isinstance(value, list):
+        return "" if value is None else str(value)
+    if len(value) > 2 and value == list(range(value[0], value[0] + len(value))):
+        return f"{value[0]} to {value[-1]}"
+    return ", ".join(map(str, value))
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """Return a number with so many digits after the point."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{float(value):.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """Return a difference with its sign."""
-    return "-" if value is None else f"{value:+.{digits}f}"
+    return "-" if value is None else f"{float(value):+.{digits}f}"
 
 
 def count(value: int | None) -> str:
     """Return a whole number, thousands apart."""
-    return "-" if value is None else f"{value:,}"
+    return "-" if value is None else f"{int(value):,}"
 
 
 def interval(value: Mapping[str, float | None], digits: int = 3) -> str:

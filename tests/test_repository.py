@@ -107,7 +107,9 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "make test" in readme
 
 
-@pytest.mark.parametrize("page", ["README.md", "medseg/README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "medseg/README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
 def test_links_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8")):
