@@ -1,8 +1,8 @@
 """A network as it is applied: the same weights, laid out for speed.
 
 Everything here changes results by rounding alone: normalisation whose numbers are fixed is multiplied into the
-convolution before it, arrays lie channels last (which the convolutions of CPUs and GPUs alike want), and weights may
-be in bfloat16.
+convolution before it, wide convolutions on a CPU in float32 are Winograd's, arrays otherwise lie channels last (which
+the convolutions of CPUs and GPUs alike want), and weights may be in bfloat16.
 """
 
 import copy
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
+from medseg.models import winograd
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.values.plan import Precision
 
@@ -50,18 +51,25 @@ def for_inference(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     _fold(copied)
-    copied.to(dtype).to(memory_format=torch.channels_last)
+    copied.to(dtype)
     heads = copied.roi_heads
-    for part in (copied.backbone, heads.box_head, heads.mask_head):
+    exact_on_cpu = dtype == torch.float32 and next(copied.parameters()).device.type == "cpu"
+    if exact_on_cpu and winograd.is_available() and winograd.use_winograd(copied):
+        layout = torch.contiguous_format  # NNPACK's; between the two, more would be copied than is gained
+    else:
+        layout = torch.channels_last
+        copied.to(memory_format=layout)
+    _take_as(copied.backbone, dtype, layout)
+    for part in (heads.box_head, heads.mask_head):
         _take_as(part, dtype)
     for last in (heads.box_predictor, heads.mask_predictor.get_submodule("mask_fcn_logits")):
         _take_as(last.to(torch.float32), torch.float32)
     return copied
 
 
-def _take_as(module: nn.Module, dtype: torch.dtype) -> None:
-    """Have a module take its input in ``dtype``, whatever it is given."""
-    module.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
+def _take_as(module: nn.Module, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format) -> None:
+    """Have a module take its input in ``dtype`` and ``layout``, whatever it is given."""
+    module.register_forward_pre_hook(lambda _, given: (given[0].to(dtype, memory_format=layout),))
 
 
 def _fold(module: nn.Module) -> None:
