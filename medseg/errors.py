@@ -7,6 +7,9 @@
           |    +-- CasesError   several cases of a cohort that cannot be used
           +-- ConfigError       a setting, plan or label table that makes no sense
           +-- ModelError        weights, runs or devices that cannot be used
+          +-- ClusterError      a Dask scheduler or its workers that cannot be reached
+          +-- ArchiveError      an archive (PACS) that refuses what is asked, or answers what cannot be used
+               +-- UnreachableError  it does not answer, or not now; later it may
 
 Every message is one line (`CasesError`: and one per case): which file or argument, what was found, what was expected,
 what to do.
@@ -43,3 +46,15 @@ class ConfigError(MedsegError):
 
 class ModelError(MedsegError):
     """Weights, a training run or a device that cannot be used as asked."""
+
+
+class ArchiveError(MedsegError):
+    """An archive (PACS) that refuses what is asked of it, or answers with what cannot be used."""
+
+
+class UnreachableError(ArchiveError):
+    """An archive that does not answer, or not now, however often it was asked; later it may."""
+
+
+class ClusterError(MedsegError):
+    """A Dask scheduler, or a system that starts its workers, that is not there, refuses, or is lost on the way."""

@@ -19,7 +19,8 @@ TIERS: list[set[str]] = [
     {"labels"},
     {"values"},
     {"io", "models", "linking", "metrics"},
-    {"data", "phantom", "baseline", "evaluation"},
+    {"cluster"},
+    {"data", "phantom", "baseline", "evaluation", "pacs"},
     {"reporting"},
     {"inference"},
     {"training"},
@@ -27,7 +28,7 @@ TIERS: list[set[str]] = [
     {"__main__"},
 ]
 #: Rooms of one tier that may know each other, as long as no circle arises (`test_no_circles`).
-NEIGHBOURS = TIERS[5]
+NEIGHBOURS = TIERS[6]
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 
 #: Libraries that only these rooms import.
@@ -39,13 +40,18 @@ OWNERS = {
     "slicerio": {"io"},
     "monai": {"data"},
     "faster_coco_eval": {"metrics"},
+    "dicomweb_client": {"pacs"},
+    "requests": {"pacs"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting"},
+    "dask": {"cluster"},
+    "distributed": {"cluster"},
+    "dask_jobqueue": {"cluster"},
     "typer": {"cli"},
     "rich": {"cli"},
 }
 #: Rooms that work without torch.
-WITHOUT_TORCH = set().union(*TIERS[:4], {"io", "linking", "metrics", "phantom", "evaluation"})
+WITHOUT_TORCH = set().union(*TIERS[:4], {"io", "linking", "metrics", "cluster", "phantom", "evaluation", "pacs"})
 
 
 @cache
