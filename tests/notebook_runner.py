@@ -1,4 +1,8 @@
-"""Execute notebooks; as a script, do so in place: ``python tests/notebook_runner.py`` renews the saved outputs."""
+"""Execute notebooks; as a script, do so in place.
+
+python tests/notebook_runner.py          # renews the saved outputs of all
+python tests/notebook_runner.py 03 05    # of some
+"""
 
 import os
 import sys
@@ -29,8 +33,8 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     kernel = client.create_kernel_manager()
     # A kernel that is installed as "python3" may belong to another environment.
     kernel.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    # The kernel runs elsewhere and shall import the medseg of this checkout.
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # The kernel runs elsewhere and shall import the medseg of this checkout, and what lies beside the notebooks.
+    paths = os.pathsep.join([str(ROOT), str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     # One thread: results on a CPU are bit-exact at one thread count only, and the other tests need their core.
     client.execute(env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
     notebook.metadata.language_info = {"name": "python"}
@@ -38,8 +42,11 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    """Execute every notebook of the repository and save it with its outputs."""
+    """Execute the notebooks of the repository whose names begin as asked for, and save them with their outputs."""
+    os.environ.pop("MEDSEG_DATA", None)  # no picture of a patient is saved
     for path in sorted(FOLDER.glob("*.ipynb")):
+        if not path.name.startswith(tuple(sys.argv[1:]) or ""):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             notebook = execute(path, Path(folder))
         nbformat.write(notebook, path)
