@@ -6,7 +6,8 @@
 Every run is a folder of its own, as `medseg train` writes it. Started again, the command keeps finished runs (those of
 the same plan and fold), goes on with stopped ones, and trains the rest; a run that fails is named and left out.
 ``ablation.csv`` and ``ablation.md`` hold per setting and class the F1 of objects and the Dice of voxels on the held-out
-cases: mean, standard deviation and number over seeds, and the difference from the first setting, seed by seed.
+cases: mean, standard deviation and number over seeds, and the difference from the first setting, seed by seed, with its
+95 % interval: where that holds 0, the difference is inside the noise.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import json
 import math
 import os
 import re
-import statistics
 import sys
 from dataclasses import asdict
 from functools import cache, partial
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+
+from ablation_parts import COLUMNS, Figures, spread, tabulate
 
 from medseg.cli import console
 from medseg.cli.compute import set_up
@@ -35,8 +37,6 @@ from medseg.io.atomic import write_csv, write_text
 from medseg.training.cohort import train_cohort
 from medseg.training.folds import Fold, choose_fold, parse_fold
 from medseg.values.plan import check_fields, parse_setting
-
-COLUMNS = ("setting", "class", "figure", "mean", "sd", "n", "difference", "difference_sd", "pairs")
 
 
 def parse_grid(texts: list[str]) -> dict[str, dict[str, Any]]:
@@ -62,7 +62,7 @@ def finished(run: Path, facts: Fingerprint, settings: dict[str, Any], fold: Fold
     return bool(record["status"] == "finished")
 
 
-def figures(run: Path) -> dict[tuple[str, str], float]:
+def figures(run: Path) -> Figures:
     """Return F1 and Dice per class of a finished run, and their means over the classes, NaN where undefined."""
     validation = json.loads((run / "run.json").read_text(encoding="utf-8"))["validation"] or {}
     found = {
@@ -74,30 +74,12 @@ def figures(run: Path) -> dict[tuple[str, str], float]:
     return found | {("mean of classes", figure): mean for figure, mean in means.items()}
 
 
-def spread(values: list[float]) -> tuple[float, float, int]:
-    """Return mean, standard deviation and number of what is defined."""
-    defined = [v for v in values if not math.isnan(v)]
-    mean = statistics.fmean(defined) if defined else math.nan
-    return mean, statistics.stdev(defined) if len(defined) > 1 else math.nan, len(defined)
-
-
-def tabulate(results: dict[str, dict[int, dict[tuple[str, str], float]]]) -> list[dict[str, Any]]:
-    """Return the rows for setting -> seed -> (class, figure) -> value; differences where both settings have a seed."""
-    rows, first = [], next(iter(results.values()))
-    for setting, by_seed in results.items():
-        for name, figure in dict.fromkeys(key for found in by_seed.values() for key in found):
-            mine = {seed: found.get((name, figure), math.nan) for seed, found in by_seed.items()}
-            pairs = [v - first[seed].get((name, figure), math.nan) for seed, v in mine.items() if seed in first]
-            values = (*spread([*mine.values()]), *(spread(pairs) if by_seed is not first else (None, None, None)))
-            rows.append(dict(zip(COLUMNS, (setting, name, figure, *values), strict=True)))
-    return rows
-
-
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a markdown table."""
-    lines = ["| setting | class | figure | mean ± SD (n) | difference ± SD (pairs) |", "|---|---|---|---|---|"]
+    lines = ["| setting | class | figure | mean ± SD (n) | difference ± SD (pairs), 95 % |", "|---|---|---|---|---|"]
     for r in rows:
         apart = "" if r["pairs"] is None else f"{r['difference']:+.3f} ± {r['difference_sd']:.3f} ({r['pairs']})"
+        apart += f", {r['low']:+.3f} to {r['high']:+.3f}" if (r["pairs"] or 0) > 1 else ""
         mean = f"{r['mean']:.3f} ± {r['sd']:.3f} ({r['n']})"
         lines.append(f"| {r['setting']} | {r['class']} | {r['figure']} | {mean} | {apart} |")
     return "\n".join(lines) + "\n"

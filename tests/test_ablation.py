@@ -1,28 +1,33 @@
-"""pipelines/ablation.py: the grid, what is reused, what a failed run costs, and the arithmetic of its table."""
+"""pipelines/ablation*.py: the grid, what is reused, what a failed run costs, the arithmetic of tables and scores."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
-from network_fixtures import TINY, write_simple_cohort
+import torch
+from network_fixtures import LABELS, TINY, prepared_cases, tiny_plan, write_simple_cohort
 
 from medseg.errors import ConfigError
 from medseg.io.atomic import write_json
+from medseg.values.detections import Detections
 
-PIPELINE = Path(__file__).parents[1] / "pipelines" / "ablation.py"
+CPU = torch.device("cpu")
+
+
+def pipeline(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", PIPELINE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pipeline("ablation")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +117,8 @@ def test_mean_spread_and_paired_differences(ablation: ModuleType) -> None:
     # seeds 0 and 2 only: +0.10 and +0.04
     assert second["difference"] == pytest.approx(0.07) and second["pairs"] == 2
     assert second["difference_sd"] == pytest.approx(0.03 * math.sqrt(2))
+    # Student's t with one degree of freedom: 12.706 standard errors of 0.03
+    assert (second["low"], second["high"]) == (pytest.approx(0.07 - 0.3812, abs=1e-4), pytest.approx(0.4512, abs=1e-4))
 
 
 def test_the_grid_is_every_combination_of_yaml_values(ablation: ModuleType) -> None:
@@ -125,3 +132,90 @@ def test_the_grid_is_every_combination_of_yaml_values(ablation: ModuleType) -> N
     assert found["roi_op=pool, context_mm=[0]"] == {"model.roi_op": "pool", "input.context_mm": [0]}
     with pytest.raises(ConfigError, match="expected section"):
         ablation.parse_grid(["model.roi_op="])
+
+
+def test_slices_are_scored_by_boxes_and_masks() -> None:
+    parts = pipeline("ablation_parts")
+    plan = tiny_plan()
+    masks = np.zeros((2, 40, 44), np.bool_)
+    masks[0, 4:20, 6:30] = True  # fills its box
+    masks[1, 22:38, 10:26] = np.tri(16, dtype=np.bool_)  # half of it, the diagonal besides
+    truth = parts.SliceTruth(
+        np.array([1, 2]), masks, np.array([[6, 4, 30, 20], [10, 22, 26, 38]], np.float32)
+    )  # fmt: skip
+    own = np.stack([np.ones((16, 16)), np.tri(16)]).astype(np.float32)
+    found = Detections(
+        slice_index=0, boxes=truth.boxes, scores=np.array([0.9, 0.8], np.float32), labels=np.array([1, 2]), masks=own
+    )
+    exact, boxes = parts.SliceScores(plan, 2.0), parts.SliceScores(plan, 2.0, rectangles=True)
+    for scores in (exact, boxes):
+        scores.add(truth, found, own)
+        scores.add(truth, found[np.array([0])], own)  # of the second class one is missed
+    names = ("organ", "lesion", "mean of classes")
+    figures, cut = exact.figures(), boxes.figures()
+    # COCO's 101 recalls: those up to 0.5 have precision 1, the other 50 have 0.
+    assert [figures[name, "box_ap"] for name in names] == pytest.approx([1, 51 / 101, 76 / 101])
+    assert [figures[name, "mask_ap"] for name in names] == pytest.approx([1, 51 / 101, 76 / 101])
+    assert figures["mean of classes", "dice_in_true_box"] == figures["mean of classes", "nsd_in_true_box"] == 1
+    assert cut["lesion", "box_ap"] == pytest.approx(51 / 101)
+    # The triangle is 136 of 256 pixels: IoU 0.531 is reached at 0.5 only, one of ten thresholds.
+    assert (cut["lesion", "mask_ap"], cut["lesion", "mask_ap50"]) == pytest.approx((5.1 / 101, 51 / 101))
+    assert cut["lesion", "dice_in_true_box"] == pytest.approx(2 * 136 / (136 + 256))
+    assert cut["organ", "nsd_in_true_box"] == 1 and cut["lesion", "nsd_in_true_box"] < 0.8
+
+
+def test_truth_of_a_slice_and_a_look_at_it(tmp_path: Path) -> None:
+    parts = pipeline("ablation_parts")
+    case = prepared_cases(tmp_path)[0]
+    truth = parts.truth_of(case, 7, LABELS)
+    assert truth.classes.tolist() == [1, 2, 2] and truth.masks.shape[1:] == case.array.shape[2:]
+    for mask, box in zip(truth.masks, truth.boxes, strict=True):
+        x0, y0, x1, y1 = box.astype(int)
+        assert mask[y0:y1, x0:x1].sum() == mask.sum() and mask[y0].any() and mask[:, x1 - 1].any()
+    assert len(parts.truth_of(case, 0, LABELS).classes) == 0
+    start = {}
+    for masks in (True, False):
+        plan = tiny_plan({"training.steps": 1, "inference.score_threshold": 0.0})
+        model = parts.train_plainly([case], plan, masks=masks)
+        start[masks] = [model.roi_heads.mask_predictor.mask_fcn_logits.bias.clone(), model.rpn.head.conv[0][0].weight]
+        found, own = parts.look(model, plan, case, 7, truth)
+        assert len(found) and own.shape == (3, plan.model.mask_size, plan.model.mask_size)
+    torch.manual_seed(0)
+    untrained = parts.build_mask_rcnn(tiny_plan()).roi_heads.mask_predictor.mask_fcn_logits.bias
+    assert torch.equal(start[False][0], untrained) and not torch.equal(start[True][0], untrained)
+    assert not torch.equal(start[False][1], start[True][1])  # what masks teach the rest
+
+
+def test_a_question_is_trained_once_and_tabulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = pipeline("ablation_questions")
+    thick = questions.context(1, 9.0)
+    done = questions.run(thick, seed=1, steps=1, train=range(1, 3), test=range(3, 4))
+    assert done["cross_sections"] > 5 and done["processor_seconds"]["training"] > 0
+    assert ["mean of classes", "dice_in_true_box"] in [row[:2] for row in done["figures"]]
+    names = {questions.key_of(s, 5) for settings in questions.QUESTIONS.values() for s in settings.values()}
+    every = [s for settings in questions.QUESTIONS.values() for s in settings.values()]
+    assert questions.key_of(questions.pooled("align", 4), 5) == questions.key_of(questions.BASE, 5)
+    assert len(names) == len({(str(s.plan(0, 5)), s.slice_mm, s.masks) for s in every})
+
+    asked = []
+
+    def stand_in(setting: object, seed: int, steps: int) -> dict:
+        asked.append(setting)
+        value = 0.1 * seed + (0.05 if setting is questions.BASE else 0)
+        return {**done, "plan_sha256": questions.hash_text(setting.plan(seed, steps).to_yaml()),
+                "figures": [["mean of classes", "mask_ap", value], ["liver", "mask_ap", None]]}  # fmt: skip
+
+    monkeypatch.setattr(questions, "run", stand_in)
+    words = ["-o", str(tmp_path / "a.json"), "--runs", str(tmp_path / "runs"), "--seeds", "0,1,2", "--steps", "5"]
+    for _ in range(2):
+        questions.main([*words, "--question", "boxes_only", "--question", "roi_align_stride_4"])
+    assert len(asked) == 9  # of two questions with one setting in common, three seeds
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["seed"] == [0, 1, 2] and record["figures"]["steps"] == 5
+    first, second = record["figures"]["questions"]["boxes_only"]
+    assert (first["mean"], first["difference"]) == (pytest.approx(0.1), None)
+    assert (second["mean"], second["difference"], second["pairs"]) == (0.15, 0.05, 3)
+    assert second["low"] == second["high"] == 0.05
+    monkeypatch.setitem(questions.SETTINGS, "training.learning_rate", 1e-4)
+    with pytest.raises(ConfigError, match="by another plan"):
+        questions.main([*words, "--question", "boxes_only"])
