@@ -6,6 +6,7 @@ whatever else there is.
 """
 
 import math
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,13 +170,19 @@ def _loader(
         num_workers=settings.workers,
         collate_fn=list,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_one_thread,
+        worker_init_fn=_set_up_worker,
         generator=torch.Generator(),  # torch's own would be drawn from, once more in a resumed run
     )
 
 
-def _one_thread(worker: int) -> None:
+def _set_up_worker(worker: int) -> None:
+    """Compute on one thread, and leave being told to stop to the process that trains, which then ends its workers.
+
+    A terminal's Ctrl-C and Slurm's signals reach all processes; a worker that goes first is an error to torch.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _short_of_memory(error: RuntimeError, step: int) -> ModelError | None:
