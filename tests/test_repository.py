@@ -133,9 +133,13 @@ def test_the_readme_shows_every_verb():
 @pytest.mark.parametrize("line", readme_commands())
 def test_commands_of_the_readme_exist(line):
     verb, *arguments = line.split()[1:]
-    app = typer.Typer()
-    app.command(verb)(importlib.import_module(f"medseg.cli.{verb.replace('-', '_')}").run)
-    command = typer.main.get_command(app)
+    module = importlib.import_module(f"medseg.cli.{verb.replace('-', '_')}")
+    if hasattr(module, "app"):  # a verb of verbs: `medseg pacs query`
+        command = typer.main.get_command(module.app).commands[arguments.pop(0)]
+    else:
+        app = typer.Typer()
+        app.command(verb)(module.run)
+        command = typer.main.get_command(app)
     options = {option for parameter in command.params for option in parameter.opts}
     assert {a for a in arguments if a.startswith("-")} <= options
     required = {o for p in command.params if p.required and p.param_type_name == "option" for o in p.opts}

@@ -39,6 +39,7 @@ def _register() -> None:
         export,
         info,
         measure,
+        pacs,
         phantom,
         plan,
         predict,
@@ -56,6 +57,7 @@ def _register() -> None:
     for panel, verbs in panels.items():
         for verb in verbs:
             app.command(verb.NAME, rich_help_panel=panel)(verb.run)
+    app.add_typer(pacs.app, name=pacs.NAME, rich_help_panel="Use a model, and judge it")
 
 
 def start() -> NoReturn:

@@ -11,12 +11,13 @@ from highdicom import Volume
 
 import medseg
 from medseg.inference.predictor import Prediction
+from medseg.inference.provenance import hash_file
 from medseg.io import write_instances
 from medseg.io.atomic import write_json
 from medseg.io.dicom_context import DicomContext
 from medseg.io.dicom_seg_labels import predicted_by
 from medseg.io.label_tables import write_bids_table, write_itksnap_table
-from medseg.metrics.measurement import measure
+from medseg.metrics.measurement import Measurement, measure
 from medseg.reporting.case_report import REPORT_FILE, RUN_FILE, THUMBNAIL_ENDING, CaseReport, save_case
 from medseg.reporting.overlay import save_overlay
 from medseg.reporting.tables import measurement_dict, write_measurements_csv, write_measurements_json
@@ -33,12 +34,14 @@ class SavedPrediction:
         lost_ml: what the flat label map lost to overlaps, ml per instance id.
         folder: where the files are.
         case: what its report shows.
+        measurements: of every object.
     """
 
     files: tuple[Path, ...]
     lost_ml: dict[int, float]
     folder: Path
     case: CaseReport
+    measurements: tuple[Measurement, ...]
 
     def report(self) -> Path:
         """Write report.html, one page that works without a network, and a thumbnail beside the files; return its path.
@@ -61,6 +64,7 @@ def save_prediction(
     plan: Plan,
     provenance: Mapping[str, Any],
     context: DicomContext | None = None,
+    version: str = medseg.__version__,
 ) -> SavedPrediction:
     """Write a case to ``folder``, every file whole or not at all, run.json last.
 
@@ -77,6 +81,7 @@ def save_prediction(
         plan: for the display window.
         provenance: what else run.json should say (input by hash, model, device).
         context: the DICOM series that the volume was read from.
+        version: AlgorithmVersion in the DICOM SEG.
     """
     instances = prediction.instances
     for stale in (REPORT_FILE, f"{name}{THUMBNAIL_ENDING}"):  # of a prediction before, which they would outlive
@@ -86,7 +91,7 @@ def save_prediction(
     segments = write_instances(folder / f"{name}.seg.nrrd", instances)
     files = [*flat.files, *segments.files]
     if context is not None and (len(instances) or len(instances.labels)):
-        algorithms = [predicted_by("medseg", medseg.__version__)] * max(len(instances), 1)
+        algorithms = [predicted_by("medseg", version)] * max(len(instances), 1)
         files += write_instances(folder / f"{name}_seg.dcm", instances, context=context, algorithms=algorithms).files
     files.append(write_bids_table(folder / f"{name}_dseg.tsv", instances))
     files.append(write_itksnap_table(folder / f"{name}_itksnap.txt", instances))
@@ -128,6 +133,7 @@ def save_prediction(
         "warnings": warnings,
         "display_window": display_window(plan),
         "seconds": {stage: round(s, 3) for stage, s in prediction.seconds.items()},
+        "outputs": {file.name: hash_file(file) for file in files[:-1]},
         "notice": "Research use only; not for diagnosis or treatment.",
     }
     write_json(files[-1], run)
@@ -139,7 +145,7 @@ def save_prediction(
         measurements=[measurement_dict(m) for m in measurements],
         run=run,
     )
-    return SavedPrediction(files=tuple(files), lost_ml=lost, folder=folder, case=case)
+    return SavedPrediction(files=tuple(files), lost_ml=lost, folder=folder, case=case, measurements=tuple(measurements))
 
 
 def display_window(plan: Plan) -> tuple[float, float] | None:

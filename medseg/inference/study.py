@@ -1,5 +1,6 @@
 """One study from its path to its files: read, predict, save."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from highdicom import Volume, VolumeGeometry
 
+import medseg
 from medseg.data.grid import check_channels, stack_channels
 from medseg.errors import MedsegError
 from medseg.inference.ensemble import Ensemble, load_models
 from medseg.inference.passes import PassSettings
 from medseg.inference.predictor import Prediction, Predictor
-from medseg.inference.provenance import environment, hash_files
+from medseg.inference.provenance import environment, hash_files, hash_text
 from medseg.inference.result import SavedPrediction, save_prediction
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.io import list_series, read_volume
@@ -55,6 +57,11 @@ def study_files(path: Path, series: str | None = None) -> list[Path]:
     if not path.is_dir():
         return [path]
     return [file for info in list_series(path) if info.is_image and series in (None, info.uid) for file in info.files]
+
+
+def input_hash(study: Sequence[Path], series: str | None = None) -> str:
+    """Return the hash of what is in the files of a study, all of its images together."""
+    return hash_files([file for image in study for file in study_files(image, series)])
 
 
 def series_context(study: Path, series: str | None, grid: VolumeGeometry) -> tuple[DicomContext | None, str]:
@@ -102,6 +109,27 @@ class StudyPredictor:
         self.plan = self.predictor.plan
         self.device = device
         self.model_hashes = [hash_files([folder / PLAN_FILE, folder / WEIGHTS_FILE]) for folder in folders]
+        self._plans = hash_text("".join(model.plan.to_yaml() for model in models))
+        given = [*sorted(self.model_hashes), *([] if looks == PassSettings() else [repr(looks)])]
+        #: The AlgorithmVersion of a DICOM SEG: of medseg, and what tells models apart, their passes included.
+        self.version = f"{medseg.__version__} model {hash_text(' '.join(given))[:12]}"
+
+    @property
+    def model_sha256(self) -> str | list[str]:
+        """Plan and weights of the run, or of each of several, as run.json has it."""
+        return self.model_hashes[0] if len(self.model_hashes) == 1 else self.model_hashes
+
+    def settings_sha256(
+        self, *, resample_uneven: bool, resample_tilt: bool, nifti_form: str | None, keep_identity: bool
+    ) -> str:
+        """Return a hash of what decides a result beside model and study; see `run` for the arguments.
+
+        That is the version of medseg, the plans with what was set in place of theirs, the passes, and how the study is
+        read.
+        """
+        passes = self.predictor.describe() if isinstance(self.predictor, Ensemble) else None
+        reading = (resample_uneven, resample_tilt, nifti_form, keep_identity)
+        return hash_text(json.dumps([medseg.__version__, self._plans, passes, reading]))
 
     @keep_scans()  # who names, reads, hashes and writes a DICOM series wants its headers
     def run(
@@ -118,6 +146,7 @@ class StudyPredictor:
         keep_identity: bool = False,
         note: Note = unheard,
         tell: Note = unheard,
+        stage: Note = unheard,
     ) -> tuple[Prediction, SavedPrediction]:
         """Read a study, find its objects, and write them to ``out / name``, on the grid of its first image.
 
@@ -131,11 +160,13 @@ class StudyPredictor:
             keep_identity: run.json says the PatientID; otherwise nothing that is written names the patient.
             note: told what is amiss in a file.
             tell: told what several passes will cost, before the first.
+            stage: told what begins: read, predict, write.
 
         Raises:
             InputError: another number of images than the plan's, or one that cannot be read.
             GeometryError: images on different grids.
         """
+        stage("read")
         several = len(study) == 1 and len(self.plan.input.channel_names) > 1 and _is_nifti(study[0])
         check_channels(count_channels(study[0]) if several else len(study), self.plan.input)
         patient = {"patient_id": read_patient_id(study[0], series)} if keep_identity else {}
@@ -160,6 +191,7 @@ class StudyPredictor:
         volume = volumes[0]
         stacked = stack_channels(volumes, names)
         seconds = {"read": time.perf_counter() - start}
+        stage("predict")
         passes = {}
         if isinstance(self.predictor, Ensemble):
             cost = self.predictor.cost(stacked)
@@ -168,6 +200,7 @@ class StudyPredictor:
                 "passes": {**self.predictor.describe(), "count": cost.passes, "cost_factor": round(cost.factor, 3)}
             }
         prediction = self.predictor.predict(stacked, track)
+        stage("write")
         start = time.perf_counter()
         context, problem = series_context(study[0], series, volume.get_geometry())
         if problem:
@@ -176,11 +209,19 @@ class StudyPredictor:
             **patient,
             "environment": environment(self.device),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "input_sha256": hash_files([file for image in study for file in study_files(image, series)]),
+            "input_sha256": input_hash(study, series),
             "input_grid": describe_grid(volume),
-            "model_sha256": self.model_hashes[0] if len(self.model_hashes) == 1 else self.model_hashes,
+            "model_sha256": self.model_sha256,
+            "settings_sha256": self.settings_sha256(
+                resample_uneven=resample_uneven,
+                resample_tilt=resample_tilt,
+                nifti_form=nifti_form,
+                keep_identity=keep_identity,
+            ),
             "seed": self.plan.training.seed,
             **passes,
         }
         prediction.seconds.update(seconds, record=time.perf_counter() - start)
-        return prediction, save_prediction(out / name, name, volume, prediction, self.plan, provenance, context)
+        return prediction, save_prediction(
+            out / name, name, volume, prediction, self.plan, provenance, context, version=self.version
+        )
