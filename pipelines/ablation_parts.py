@@ -18,6 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from medseg.data.cache import CachedCase, CachedObject
 from medseg.data.context import network_input
 from medseg.data.dataset import SliceDataset
+from medseg.data.sample import Sample
 from medseg.inference.fetching import fetch
 from medseg.labels import LabelTable
 from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
@@ -87,6 +88,13 @@ def draw_case(
     )  # fmt: skip
 
 
+class _Grouped(Stepper):
+    """On one thread the samples of a batch cost a quarter less together than one by one."""
+
+    def _parts(self, share: Sequence[Sample]) -> list[Any]:
+        return [self._compute(list(share))]
+
+
 def train_plainly(cases: Sequence[CachedCase], plan: Plan, *, masks: bool = True) -> MaskRCNN:
     """Train a plan's network as `medseg train` does, without files and validation; return it with averaged weights.
 
@@ -98,7 +106,7 @@ def train_plainly(cases: Sequence[CachedCase], plan: Plan, *, masks: bool = True
     state = TrainingState(plan, CPU)
     if not masks:
         state.model.roi_heads._mask_loss = lambda features, samples, targets: features[0].new_zeros(())
-    stepper, size = Stepper(state.model, plan.training, CPU), plan.training.batch_size
+    stepper, size = _Grouped(state.model, plan.training, CPU), plan.training.batch_size
     samples = SliceDataset(cases, plan, plan.training.steps * size, plan.training.seed)
     try:
         while not state.finished:
