@@ -1,18 +1,138 @@
-"""Workers as jobs of Slurm, by dask-jobqueue."""
+"""Workers as jobs of Slurm, by dask-jobqueue: one job, one worker process, one case at a time."""
 
-from typing import TYPE_CHECKING
+import logging
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from medseg.errors import ConfigError
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from medseg.cluster.connect import SETTINGS
+from medseg.errors import ClusterError, ConfigError
+from medseg.values.section import Section
 
 if TYPE_CHECKING:
-    from distributed.deploy.cluster import Cluster
+    from dask_jobqueue import SLURMCluster
+
+#: Where a profile that is not named as a file is looked for, as NAME.yaml.
+PROFILES = Path("~/.config/medseg/slurm")
+#: The profile of `--cluster slurm`.
+STANDARD = "default"
+#: Seconds between looks whether jobs ended, at their time limit for instance, and are to be replaced.
+REPLACE_AFTER_S = 30.0
+#: Seconds that Slurm has to answer.
+ANSWER_S = 60.0
 
 
-def start_slurm(profile: str | None, *, gpu: bool) -> "tuple[Cluster, int]":
+def _one_line(text: str) -> str:
+    if not text.strip() or len(text.splitlines()) > 1:
+        raise ValueError("expected one line")
+    return text
+
+
+def _slurm_time(text: str) -> str:
+    """Accept the formats of `sbatch --time`."""
+    if not re.fullmatch(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}", text):
+        raise ValueError("expected minutes, HH:MM:SS or D-HH:MM:SS, in quotation marks")
+    return text
+
+
+def _memory(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(\.\d+)? ?[MGT]i?B", text):
+        raise ValueError("expected a size such as 16 GiB")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+
+
+class Profile(Section):
+    """What to ask Slurm for; read from YAML."""
+
+    #: How many jobs, each with one worker process.
+    jobs: int = Field(ge=1)
+    #: Time limit of a job. A case that it cuts off runs again in another job, once.
+    time: Annotated[str, AfterValidator(_slurm_time)]
+    #: Memory of a job; a worker that takes more is ended.
+    memory: Annotated[str, AfterValidator(_memory)]
+    #: Cores of a job.
+    cores: int = Field(1, ge=1)
+    #: None: Slurm's default.
+    partition: Line | None = None
+    account: Line | None = None
+    #: Such as gpu:1. One GPU for each job: its only process uses one.
+    gres: Line | None = None
+    #: More options of sbatch, such as --qos=short.
+    directives: tuple[Line, ...] = ()
+    #: Lines of bash that a job begins with, such as module load.
+    environment: tuple[Line, ...] = ()
+    #: Python of the jobs; None: the one that runs this.
+    python: Line | None = None
+    #: Network interface by which scheduler and workers reach each other; None: that of the default route.
+    interface: Line | None = None
+    #: Folder for what jobs print, seen by all nodes; None: it is thrown away.
+    logs: Path | None = None
+
+
+def find_profile(given: str | None, folder: Path = PROFILES) -> Path:
+    """Return the file of a profile.
+
+    Args:
+        given: a file (with a slash, or a name that ends with .yaml or .yml), or the name of one in ``folder``; None:
+            `STANDARD`.
+        folder: where names are looked for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = given or STANDARD
+    is_file = "/" in name or name.endswith((".yaml", ".yml"))
+    file = (Path(name) if is_file else folder / f"{name}.yaml").expanduser()
+    if file.is_file():
+        return file
+    if is_file:
+        raise ConfigError(f"--cluster slurm:{name}: no such file; expected a profile in YAML (docs/cluster.md)")
+    known = sorted(other.stem for other in folder.expanduser().glob("*.yaml"))
+    raise ConfigError(
+        f"--cluster slurm{f':{given}' if given else ''}: no profile {file}; write one (docs/cluster.md), or name "
+        + (f"one of {', '.join(known)}, or a file" if known else "a file")
+    )
+
+
+def load_profile(file: Path) -> Profile:
+    """Read a profile.
+
+    Raises:
+        ConfigError: not YAML, an unknown key, or a value that makes no sense; the message names file and key.
+    """
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not a readable YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected keys and values, such as jobs: 4 (docs/cluster.md)")
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"{file}: {key} is missing; a profile needs jobs, time and memory") from None
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{file}: unknown key {key!r}; expected {', '.join(Profile.model_fields)}") from None
+        found, problem = str(first["input"])[:80], first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{file}: {key}: {problem} (found {found!r})") from None
+
+
+def start_slurm(profile: str | None, *, gpu: bool) -> "tuple[SLURMCluster, int]":
     """Start a scheduler here and ask Slurm for the jobs of a profile.
 
     Called with Dask's settings for cohorts in force (`medseg.cluster.connect.SETTINGS`); the caller closes what it
-    gets, and with it the jobs.
+    gets, and with it the jobs. A job that ended, at its time limit for instance, is replaced.
 
     Args:
         profile: name or YAML file; None: the standard profile.
@@ -25,4 +145,70 @@ def start_slurm(profile: str | None, *, gpu: bool) -> "tuple[Cluster, int]":
         ConfigError: no such profile, or what it says makes no sense.
         ClusterError: Slurm is not there, or refuses.
     """
-    raise ConfigError("--cluster slurm: is not built in yet; use local:N, or tcp://HOST:PORT of a Dask scheduler")
+    file = find_profile(profile)
+    asked = load_profile(file)
+    if not shutil.which("sbatch"):
+        raise ClusterError("--cluster slurm: there is no sbatch here; start it where jobs can be submitted")
+    try:
+        cluster = _cluster(asked, gpu)
+    except (OSError, ValueError, RuntimeError) as error:  # an interface that is not there, or without an address
+        raise ClusterError(f"{file}: no scheduler can be started ({' '.join(str(error).split())})") from None
+    try:
+        _ask_slurm(file, cluster.job_script())
+    except ClusterError:
+        cluster.close()
+        raise
+    cluster.scale(jobs=asked.jobs)
+    cluster.adapt(minimum_jobs=asked.jobs, maximum_jobs=asked.jobs, interval=f"{REPLACE_AFTER_S:g}s")
+    return cluster, asked.jobs
+
+
+def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
+    """Return a scheduler that has not asked for jobs yet."""
+    from dask.config import serialize
+    from dask_jobqueue import SLURMCluster
+
+    settings = serialize({key: value for key, value in SETTINGS.items() if key.startswith("distributed.")})
+    begin = [f"export OMP_NUM_THREADS={asked.cores}", f"export DASK_INTERNAL_INHERIT_CONFIG={settings}"]
+    directives = [f"--gres={asked.gres}"] if asked.gres else []
+    if asked.logs is None:
+        directives.append("--output=/dev/null")
+    return SLURMCluster(
+        queue=asked.partition,
+        account=asked.account,
+        walltime=asked.time,
+        # One thread of Dask's takes one case; the cores are for the threads of the network.
+        cores=1,
+        processes=1,
+        job_cpu=asked.cores,
+        memory=asked.memory,
+        job_extra_directives=[*directives, *asked.directives],
+        job_script_prologue=[*begin, *asked.environment],
+        worker_extra_args=["--no-dashboard", *(["--resources", "GPU=1"] if gpu else [])],
+        python=asked.python,
+        interface=asked.interface,
+        log_directory=str(asked.logs.expanduser()) if asked.logs else None,
+        job_name="medseg",
+        scheduler_options={"dashboard": False, "dashboard_address": None},
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _ask_slurm(file: Path, script: str) -> None:
+    """Ask Slurm whether it would take a job, which it does not start.
+
+    Raises:
+        ClusterError: it would not, or does not answer.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as job:
+        job.write(script)
+        job.flush()
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only", job.name], capture_output=True, text=True, timeout=ANSWER_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"--cluster slurm: Slurm does not answer within {ANSWER_S:g} s") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ClusterError(f"{file}: Slurm refuses such a job: {reason.removeprefix('allocation failure: ')}")
