@@ -15,10 +15,11 @@ from medseg.errors import InputError
 from medseg.evaluation import Settings, compare_files, evaluate_files
 from medseg.io import write_instances, write_volume
 from medseg.io.atomic import write_json
+from medseg.io.failures import Failure, write_failures
 from medseg.labels import Label, LabelTable
 from medseg.metrics.measurement import measure
 from medseg.reporting.case_report import case_warnings, describe_case, read_case, save_case
-from medseg.reporting.cohort_index import forget_failure, save_failures, save_index, without_paths
+from medseg.reporting.cohort_index import forget_failure, save_index, without_paths
 from medseg.reporting.evaluation_report import clear_report, is_evaluation, save_evaluation_report, save_worst_pictures
 from medseg.reporting.html import for_script
 from medseg.reporting.overlay import save_overlay
@@ -243,7 +244,7 @@ def index(case, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     save_results(folder, case, ["b case", "a#1"])
     save_case(read_case(folder / "b case", case[0]), folder / "b case")
-    save_failures(folder, {"lost": HARD})
+    write_failures(folder, {"lost": Failure(stage="read", reason=HARD)})
     return save_index(folder)
 
 
@@ -254,7 +255,7 @@ def test_an_index_lists_cases_totals_and_failures(index):
     forget_failure(index.parent, "another")
     assert ">lost</b>" in save_index(index.parent).read_text()
     forget_failure(index.parent, "lost")
-    assert not (index.parent / "failures.json").exists()
+    assert not (index.parent / "failures.csv").exists()
     assert "Failed</h2>" not in save_index(index.parent).read_text()
 
 

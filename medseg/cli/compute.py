@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from medseg.cluster.choice import ClusterChoice
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +20,16 @@ LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_P
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N. An unusable device is an error."
 THREADS_HELP = "CPU threads; 0 lets torch choose."
+CLUSTER = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="WHERE",
+        help="Work on several cases at once by Dask: local or local:N (processes here), slurm or slurm:PROFILE, or "
+        "tcp://HOST:PORT of a Dask scheduler (docs/cluster.md).",
+        show_default="in this process",
+    ),
+]
 
 
 def set_up(device: str, threads: int) -> "torch.device":
@@ -25,11 +38,16 @@ def set_up(device: str, threads: int) -> "torch.device":
 
     from medseg.models.mask_rcnn import choose_device
 
-    if threads < 0:
-        raise ConfigError(f"--threads {threads}: expected 0 (torch chooses) or more")
+    check_threads(threads)
     if threads:
         torch.set_num_threads(threads)
     return choose_device(device)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that is none."""
+    if threads < 0:
+        raise ConfigError(f"--threads {threads}: expected 0 (torch chooses) or more")
 
 
 @contextmanager
@@ -60,3 +78,30 @@ def joined_processes(device: str, threads: int) -> "Iterator[tuple[World, torch.
         chosen = set_up(f"cuda:{local_rank}", threads)
     with join(rank, size, found["MASTER_ADDR"], port, chosen) as world:
         yield world, chosen
+
+
+def workers_device(choice: ClusterChoice, device: str, threads: int) -> tuple[str, list[str] | None]:
+    """Return on what device the workers of a cluster compute, and the GPUs that workers on this machine share out.
+
+    Args:
+        choice: of a cluster.
+        device, threads: the options.
+
+    Returns:
+        ``auto``, ``cpu`` or ``cuda``, and what `medseg.cluster.connect.connected` wants to know of GPUs.
+
+    Raises:
+        ConfigError, ModelError: an option that makes no sense for workers, or a device that is not here.
+    """
+    if ":" in device:
+        raise ConfigError(f"--device {device}: every worker of --cluster has a GPU of its own; say --device cuda")
+    if choice.kind != "local":
+        check_threads(threads)
+        return device, [] if device == "cuda" else None
+    import torch
+
+    chosen = set_up(device, threads).type
+    if chosen != "cuda":
+        return chosen, None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return chosen, visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]

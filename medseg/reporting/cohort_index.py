@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError
-from medseg.io.atomic import is_leftover, write_json
+from medseg.io.atomic import is_leftover
+from medseg.io.failures import read_failures, write_failures
 from medseg.reporting.case_report import REPORT_FILE, RUN_FILE, THUMBNAIL_ENDING, read_json
 from medseg.reporting.html import amount, data_uri, save_page
 from medseg.reporting.page_tables import Cell, words
 
 INDEX_FILE = "index.html"
-FAILURES_FILE = "failures.json"
 #: What looks like a path in a message: a folder's name may be that of a patient.
 _PATH = re.compile(r"(?:[A-Za-z]:)?[^\s'\"(]*[/\\][^\s'\":;,)]*")
 
@@ -41,20 +41,11 @@ def case_folders(folder: Path | str) -> list[Path]:
     return sorted(path for path in found if (path / RUN_FILE).is_file() and "case" in read_json(path / RUN_FILE))
 
 
-def save_failures(folder: Path | str, failures: Mapping[str, str]) -> None:
-    """Keep which cases of a cohort failed, and why, beside the results of the others; none deletes the file."""
-    path = Path(folder) / FAILURES_FILE
-    if failures:
-        write_json(path, {"failures": dict(failures)})
-    else:
-        path.unlink(missing_ok=True)
-
-
 def forget_failure(folder: Path | str, case: str) -> None:
-    """Strike a case that was predicted after all from the failures beside the results."""
-    failures = _failures(Path(folder))
+    """Strike a case that was predicted after all from the failures beside the results (`medseg.io.failures`)."""
+    failures = read_failures(folder)
     if failures.pop(case, None) is not None:
-        save_failures(folder, failures)
+        write_failures(folder, failures)
 
 
 def without_paths(reason: str, paths: Iterable[Path] = ()) -> str:
@@ -77,7 +68,7 @@ def save_index(folder: Path | str) -> Path:
         InputError: no case in it, or files that cannot be read.
     """
     folder = Path(folder)
-    failures = _failures(folder)
+    failures = {case: found.reason for case, found in read_failures(folder).items()}
     rows = [_row(path, folder) for path in case_folders(folder) if path.name not in failures]
     if not rows and not failures:
         raise InputError(f"{folder}: holds no case; expected a folder that medseg predict wrote")
@@ -94,12 +85,6 @@ def save_index(folder: Path | str) -> Path:
         failures=failures,
         amount=amount,
     )
-
-
-def _failures(folder: Path) -> dict[str, str]:
-    path = folder / FAILURES_FILE
-    found = read_json(path).get("failures", {}) if path.is_file() else {}
-    return {str(case): str(reason) for case, reason in found.items()} if isinstance(found, dict) else {}
 
 
 def _row(path: Path, folder: Path) -> _Row:
