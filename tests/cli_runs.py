@@ -1,4 +1,7 @@
-"""Runs the command line many times at the price of one start: a process that has imported everything forks for each."""
+"""Runs the command line many times at the price of one start: a process that has imported everything forks for each.
+
+`run_here` runs it once, in this process.
+"""
 
 import atexit
 import json
@@ -9,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 #: Per line of standard input, [[arguments, file size limit or null], ...], prints a line of [[code, out, err], ...].
 SERVER = """
@@ -90,3 +95,19 @@ def _server() -> subprocess.Popen[str]:
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, text=True, env=environment())
     atexit.register(server.kill)
     return server
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object) -> Run:
+    """Run a verb in this process, where what it needs may be imported already."""
+    from medseg.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["medseg", *map(str, arguments)])
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(main.app, "registered_commands", [])
+    monkeypatch.setattr(main.app, "registered_groups", [])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return Run(int(end.value.code or 0), out, err)

@@ -122,7 +122,7 @@ class Archive:
         import requests
         from dicomweb_client.web import DICOMwebClient
 
-        for name in ("dicomweb_client", "urllib3"):  # without a handler Python would print what they warn of
+        for name in ("dicomweb_client", "retrying", "urllib3"):  # without a handler Python prints their warnings
             logging.getLogger(name).addHandler(logging.NullHandler())
         self.connection = connection
         self.sleep = sleep

@@ -45,7 +45,7 @@ def fetch_series(
             got, wanted = uids_of(dataset), ObjectUids(study=series.study_uid, series=series.uid, instance=uid)
             if got != wanted:
                 raise InputError(
-                    f"series {series.uid}: asked for instance {uid}, and the archive sent another; ask who runs it"
+                    f"series {series.uid}: asked for instance {uid}, and the archive sent another or a part; try again"
                 )
             save_received(folder / f"{number:04d}.dcm", dataset)
         try:
@@ -85,8 +85,7 @@ def verify_sent(archive: Archive, sent: Sequence[ObjectUids]) -> None:
     for (study, series), instances in places.items():
         missing = instances
         for attempt in range(archive.connection.retries + 1):
-            rows = archive.search_instances(study, series)
-            missing = instances - {str(value) for row in rows for value in row["00080018"]["Value"]}
+            missing = instances - {row["00080018"]["Value"][0] for row in archive.search_instances(study, series)}
             if not missing:
                 break
             if attempt < archive.connection.retries:
