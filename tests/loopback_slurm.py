@@ -44,7 +44,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,requeue_delay=0
 KillWait=5
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=8000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=8000
-PartitionName=main Nodes=ALL Default=YES MaxTime=30 State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 

@@ -1,16 +1,38 @@
 """Slurm: profiles, the workers of `--cluster slurm` and the sbatch templates, on a real Slurm on loopback."""
 
-from collections.abc import Iterator
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from cli_runs import environment
 from loopback_slurm import NoSlurm, Slurm, loopback_slurm
+from network_fixtures import TINY, write_simple_cohort
+from safetensors.torch import load_file
 
 from medseg.cluster.choice import parse_cluster
 from medseg.cluster.connect import connected
 from medseg.cluster.slurm import find_profile, load_profile
 from medseg.errors import ClusterError, ConfigError
+from medseg.training.cohort import train_cohort
 
+TEMPLATES = Path(__file__).parents[1] / "pipelines" / "slurm"
+CPU = torch.device("cpu")
+#: A training of seconds, with a process that prepares samples.
+SETTINGS = {
+    **TINY,
+    "model.fpn_channels": 16,
+    "model.finest_stride": 4,
+    "model.coarsest_stride": 16,
+    "model.anchor_sizes": [[8.0], [14.0], [24.0]],
+    "training.crop_size": [32, 32],
+    "training.precision": "float32",
+    "training.steps": 12,
+    "training.workers": 1,
+}
 PROFILE = "jobs: 2\ntime: '00:10:00'\nmemory: 2 GiB\ninterface: lo\n"
 
 
@@ -21,6 +43,12 @@ def slurm() -> Iterator[Slurm]:
             yield running
     except NoSlurm as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients."""
+    return write_simple_cohort(tmp_path_factory.mktemp("cohort"))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -96,3 +124,43 @@ def test_what_slurm_refuses_is_told_before_waiting(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="there is no sbatch here"), connected(parse_cluster(f"slurm:{file}")):
         pass
+
+
+def submit(slurm: Slurm, *words: object) -> str:
+    """Submit a template for nodes of one core, and return the number of its job."""
+    environ = {**environment(), "MEDSEG_PYTHON": sys.executable}
+    return slurm.run("sbatch", "--parsable", "--cpus-per-task=1", *words, environment=environ).strip()
+
+
+def wait_until(ready: Callable[[], bool], log: Path) -> None:
+    end = time.monotonic() + 200
+    while not ready():
+        assert time.monotonic() < end, log.read_text() if log.exists() else "the job prints nothing"
+        time.sleep(0.02)
+
+
+def steps_in(run: Path) -> int:
+    return max(0, (run / "metrics.csv").read_bytes().count(b"\n") - 1) if (run / "metrics.csv").exists() else 0
+
+
+def test_a_training_that_meets_its_time_limit_goes_back_into_the_queue_and_on(
+    slurm: Slurm, cohort: Path, tmp_path: Path
+) -> None:
+    """Slurm's warning once, in the middle: the weights are those of a training that was never stopped, to the bit."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    job = submit(slurm, f"--output={log}", TEMPLATES / "train.sbatch", cohort, run, "--fold", "all", *words)
+    wait_until(lambda: steps_in(run) >= 3, log)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    ended = slurm.wait_for(job, 300)
+    told = log.read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), told
+    assert told.count("the model so far is saved") == 1 and told.count("back into the queue") == 1, told
+    assert "trained 12 steps" in told and "Exception ignored" not in told, told
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_cohort(cohort, tmp_path / "whole", CPU, settings=SETTINGS, fold="all")
+    torch.set_num_threads(threads)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "whole"))
+    assert [name for name, value in expected.items() if not torch.equal(weights[name], value)] == []
+    assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
