@@ -205,8 +205,8 @@ def test_interpolation_averages_the_distance_to_the_boundary():
     row, column = np.ogrid[:64, :90]
     r_mm = np.hypot((row - 31.5) * pixel_mm[0], (column - 44.5) * pixel_mm[1])
     big, small = Patch(mask=r_mm < 12, row=0, column=0), Patch(mask=r_mm < 6, row=0, column=0)
-    third = interpolate(big, small, 1, 3, pixel_mm, shape)
-    back = interpolate(small, big, 2, 3, pixel_mm, shape)
+    third = interpolate(big, small, 3, pixel_mm, shape)[0]
+    back = interpolate(small, big, 3, pixel_mm, shape)[1]
     area = np.count_nonzero(third.mask) * 0.8 * 0.5
     assert np.sqrt(area / np.pi) == pytest.approx(10.0, abs=0.15)
     assert third.window == back.window
@@ -216,7 +216,7 @@ def test_interpolation_averages_the_distance_to_the_boundary():
 def test_interpolation_keeps_a_mask_that_moves_far():
     a = Patch(mask=np.ones((5, 30), np.bool_), row=3, column=0)
     b = Patch(mask=np.ones((5, 4), np.bool_), row=20, column=26)
-    half = interpolate(a, b, 1, 2, (0.8, 0.7), (40, 60))
+    half = interpolate(a, b, 2, (0.8, 0.7), (40, 60))[0]
     rows, columns = np.nonzero(half.mask)
     assert rows.mean() + half.row == pytest.approx((5 + 22) / 2, abs=0.5)
     assert columns.mean() + half.column == pytest.approx((14.5 + 27.5) / 2, abs=0.5)
@@ -227,7 +227,7 @@ def test_interpolation_stays_within_the_slice():
     tall = Patch(mask=np.ones((30, 28), np.bool_), row=0, column=0)
     short = Patch(mask=np.ones((20, 20), np.bool_), row=0, column=0)
     for shape in ((40, 60), (30, 28)):
-        half = interpolate(tall, short, 1, 2, (0.8, 0.7), shape)
+        half = interpolate(tall, short, 2, (0.8, 0.7), shape)[0]
         r0, c0, r1, c1 = half.window
         assert r0 >= 0 and c0 >= 0 and r1 <= shape[0] and c1 <= shape[1]
         assert half.mask[0, 2:18].all() and half.mask[2:18, 0].all()  # it still touches the border

@@ -4,12 +4,27 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.optimize import linprog
-from test_linking import LABELS, LESION, ORGAN, PLAN, content, content_turned, grid, painted, rectangle, turned
+from skimage.segmentation import watershed
+from test_linking import (
+    LABELS,
+    LESION,
+    ORGAN,
+    PLAN,
+    content,
+    content_turned,
+    grid,
+    painted,
+    rectangle,
+    replaced,
+    turned,
+)
 
 from medseg.linking import flow, link, link_in_detail
 from medseg.linking.affinity import Edges
 from medseg.linking.alternatives import find_readings
+from medseg.linking.drafts import divide
 from medseg.linking.duplicates import drop_duplicates
 from medseg.linking.flow import solve_tracks
 from medseg.linking.joins import join_confidences
@@ -42,6 +57,42 @@ def test_halves_are_united_where_their_neighbours_show_one(split):
     found = link(parts, grid(SHAPE), LABELS, PLAN)
     assert len(found) == 1
     np.testing.assert_array_equal(found.full_mask(1), painted(SHAPE, *[(z, *BOTH) for z in range(2, 8)]))
+
+
+def test_masks_are_divided_together_as_each_alone_along_the_watershed():
+    rng = np.random.default_rng(3)
+    parts, pixel_mm = [], (0.8, 0.7)
+    for z in range(9):  # blobs of random outlines
+        h, w = rng.integers(12, 25, 2).tolist()
+        soft = (ndimage.gaussian_filter(rng.random((1, 32, 32)), (0, 4, 4)) > 0.47).astype(np.float32)
+        parts.append(replaced(rectangle(z, 5, 6, h, w), masks=soft))
+    blobs = build_nodes(parts, grid((9, 60, 70)), LABELS, 0.5)
+    # Each is divided between those two above and two below.
+    wanted = [(k, ((k + 2) % 9, (k + 7) % 9)) for k in range(9)]
+    divided = 0
+    for (big, covered), drafts in zip(wanted, divide(blobs, wanted, pixel_mm, [1.0] * 9), strict=True):
+        (alone,) = divide(blobs, [(big, covered)], pixel_mm, [1.0])
+        assert len(drafts) == len(alone)
+        mask, markers = np.zeros((60, 70), np.bool_), np.zeros((60, 70), np.int32)
+        # Where both lie the first stays.
+        for number, i in zip((2, 1), sorted(covered, key=lambda i: blobs.keys[i], reverse=True), strict=True):
+            r0, c0, r1, c1 = blobs.windows[i]
+            markers[r0:r1, c0:c1][blobs.masks[i]] = number
+        r0, c0, r1, c1 = blobs.windows[big]
+        mask[r0:r1, c0:c1] = blobs.masks[big]
+        depth = ndimage.distance_transform_edt(mask, sampling=pixel_mm)
+        rank = np.argsort(np.argsort(-depth.ravel(), kind="stable")).reshape(mask.shape)  # no two pixels are equal
+        expected = watershed(rank, markers * mask, mask=mask)
+        if not ({1, 2} <= set(expected.ravel().tolist())):
+            assert not drafts
+            continue
+        divided += 1
+        for number, (part, same) in enumerate(zip(drafts, alone, strict=True), start=1):
+            r0, c0, r1, c1 = part.window
+            assert (part.window, part.key, part.reward) == (same.window, same.key, same.reward)
+            np.testing.assert_array_equal(part.mask, same.mask)
+            np.testing.assert_array_equal(part.mask, (expected == number)[r0:r1, c0:c1])
+    assert divided > 3
 
 
 def test_without_alternatives_the_merged_mask_goes_to_one_of_them():

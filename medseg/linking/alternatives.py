@@ -16,15 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.segmentation import watershed
 
 from medseg.labels import LabelTable
 from medseg.linking.affinity import missing_slices
 from medseg.linking.bitmasks import BitMasks
 from medseg.linking.covers import find_covers
+from medseg.linking.drafts import Draft, divide, union
 from medseg.linking.flow import node_rewards
-from medseg.linking.nodes import Nodes, first_moments
+from medseg.linking.nodes import Nodes, centroids_in_crop
 from medseg.values.linking_plan import LinkingPlan
 
 #: Parts found in one round split the masks next to them in the following: runs of up to six merged slices.
@@ -49,20 +48,6 @@ class Readings:
     shares: NDArray[np.float64]
     exclusive: NDArray[np.intp]
     together: NDArray[np.intp]
-
-
-@dataclass(frozen=True, eq=False)
-class _Draft:
-    """A node in the making: mask and window in the slice of node ``like``, its parent or first member."""
-
-    like: int
-    mask: NDArray[np.bool_]
-    window: tuple[int, int, int, int]
-    score: float
-    reward: float
-    key: int
-    sources: tuple[int, ...]
-    family: int  # parts of one mask have one number
 
 
 def plain_readings(nodes: Nodes, config: LinkingPlan) -> Readings:
@@ -95,7 +80,7 @@ def find_readings(
     families = np.full(len(nodes), -1, np.intp)
     split: set[tuple[int, ...]] = set()  # sources of masks that have parts
     for turn in range(ROUNDS):
-        drafts: list[_Draft] = []
+        drafts: list[Draft] = []
         nodes = readings.nodes
         fresh = families >= 0 if turn else np.ones(len(nodes), np.bool_)
         if not fresh.any():
@@ -103,13 +88,12 @@ def find_readings(
         covers = find_covers(nodes, plural, fresh, reach, config)
         if config.split_prior and turn == 0:
             united = dict.fromkeys(covers.members(c) for c in range(len(covers)))
-            drafts += [_union(nodes, readings.rewards, members, union_price) for members in united]
+            drafts += [union(nodes, readings.rewards, members, union_price) for members in united]
         if config.merged_prior:
             whole = np.array([len(s) == 1 and s not in split for s in nodes.sources], np.bool_) & (families < 0)
-            for c in covers.best(whole, nodes.keys).tolist():
-                big = int(covers.mask[c])
-                price = part_price + float(readings.rewards[big])
-                parts = _parts(nodes, big, covers.members(c), spacing_mm[1:], price)
+            wanted = [(int(covers.mask[c]), covers.members(c)) for c in covers.best(whole, nodes.keys).tolist()]
+            prices = [part_price + float(readings.rewards[big]) for big, _ in wanted]
+            for (big, _), parts in zip(wanted, divide(nodes, wanted, spacing_mm[1:], prices), strict=True):
                 if parts:
                     split.add(nodes.sources[big])
                     drafts += parts
@@ -120,69 +104,8 @@ def find_readings(
     return _with_conflicts(readings, families, plural, config)
 
 
-def _union(nodes: Nodes, rewards: NDArray[np.float64], members: tuple[int, ...], price: float) -> _Draft:
-    windows = nodes.windows[list(members)]
-    low, high = windows[:, :2].min(axis=0), windows[:, 2:].max(axis=0)
-    mask = np.zeros(high - low, np.bool_)
-    for i, (r0, c0, r1, c1) in zip(members, (windows - np.tile(low, 2)).tolist(), strict=True):
-        mask[r0:r1, c0:c1] |= nodes.masks[i]
-    weights = nodes.areas[list(members)]
-    return _Draft(
-        like=members[0],
-        mask=mask,
-        window=(int(low[0]), int(low[1]), int(high[0]), int(high[1])),
-        score=float(np.sort(weights * nodes.scores[list(members)]).sum() / weights.sum()),
-        reward=float(np.sort(rewards[list(members)]).sum()) + price,
-        key=sum(int(nodes.keys[i]) for i in members) % 2**32,
-        sources=tuple(sorted({s for i in members for s in nodes.sources[i]})),
-        family=-1,
-    )
-
-
-def _parts(
-    nodes: Nodes, big: int, covered: tuple[int, ...], pixel_mm: tuple[float, float], reward: float
-) -> list[_Draft]:
-    """Divide a mask among the masks that it covers; none if one of them gets nothing.
-
-    Watershed on the distance to the boundary (Vincent & Soille, "Watersheds in digital spaces", PAMI 1991).
-    """
-    mask = nodes.masks[big]
-    row, column = (int(v) for v in nodes.windows[big, :2])
-    markers = np.zeros(mask.shape, np.int32)
-    for number, i in enumerate(sorted(covered, key=lambda i: (nodes.keys[i], *nodes.windows[i].tolist())), start=1):
-        r0, c0, r1, c1 = (nodes.windows[i] - [row, column, row, column]).tolist()
-        rows, columns = (max(r0, 0), min(r1, mask.shape[0])), (max(c0, 0), min(c1, mask.shape[1]))
-        inside = nodes.masks[i][rows[0] - r0 : rows[1] - r0, columns[0] - c0 : columns[1] - c0]
-        view = markers[rows[0] : rows[1], columns[0] : columns[1]]
-        view[inside & (view == 0)] = number
-    padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.bool_)
-    padded[1:-1, 1:-1] = mask
-    depth = ndimage.distance_transform_edt(padded, sampling=pixel_mm)[1:-1, 1:-1]
-    regions = watershed(-depth, markers * mask, mask=mask)
-    drafts = []
-    for number, window in enumerate(ndimage.find_objects(regions, max_label=len(covered)), start=1):
-        if window is None:
-            return []
-        part = regions[window] == number
-        share = np.count_nonzero(part) / int(nodes.areas[big])
-        r, c = window[0].start, window[1].start
-        drafts.append(
-            _Draft(
-                like=big,
-                mask=part,
-                window=(row + r, column + c, row + r + part.shape[0], column + c + part.shape[1]),
-                score=float(nodes.scores[big]),
-                reward=share * reward,
-                key=(int(nodes.keys[big]) + 0x9E3779B1 * (r * 8191 + c + 1)) % 2**32,
-                sources=nodes.sources[big],
-                family=big,
-            )
-        )
-    return drafts
-
-
 def _with_drafts(
-    readings: Readings, families: NDArray[np.intp], drafts: list[_Draft]
+    readings: Readings, families: NDArray[np.intp], drafts: list[Draft]
 ) -> tuple[Readings, NDArray[np.intp]]:
     """Return readings with more nodes, in canonical order, and the family of each node (-1: none).
 
@@ -193,7 +116,7 @@ def _with_drafts(
     windows = np.concatenate([old.windows, np.array([d.window for d in drafts], np.int64)])
     masks = tuple(d.mask for d in drafts)
     areas = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
-    centres = first_moments(masks) / areas[:, None] + windows[n:, :2]
+    centres = centroids_in_crop(masks) + windows[n:, :2]
     boxes = windows[n:][:, [1, 0, 3, 2]].astype(np.float32)
     joined = Nodes(
         labels=np.concatenate([old.labels, old.labels[like]]),

@@ -18,8 +18,8 @@ Competing readings of a slice (`alternatives`) add f_i + f_j <= 1 for nodes that
 those that go together, and the proof ends there: three nodes that exclude each other pairwise give halves. One row for
 all that exclude each other (a clique; Padberg, "On the facial structure of set packing polyhedra", Mathematical
 Programming 1973) rules most of these out, cycles of five and more stay. So the linear programme is solved first; a
-connected component whose optimum comes out whole is decided, the others go to branch and bound. Either says which of
-the readings to leave out; what is left is a flow again.
+connected component whose optimum comes out whole is decided, the others go to branch and bound. That says which of the
+readings to leave out; what is left is a flow again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,6 +40,8 @@ from medseg.values.ragged import blocks
 EDGES_PER_CALL = 20000
 #: Worth of a node that the choice between alternatives has settled: more than any track could gain by leaving it.
 FORCED = 1000.0
+#: The solver's numbers are whole up to this much.
+WHOLE = 1e-6
 #: Presolving takes longer here than it saves.
 _SOLVER = {"presolve": False}
 
@@ -56,14 +58,13 @@ def node_rewards(scores: NDArray[np.float64], min_score: float) -> NDArray[np.fl
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Solution:
-    """The best set of tracks, and what it takes to see how firm it is.
+    """The best set of tracks, and what `dual_prices` needs to see how firm it is.
 
     Attributes:
         taken: [N] bool.
         followed: [E] bool.
         open: [N] bool, nodes that were not left out for an alternative.
         forced: [N] bool, nodes that had to be taken since they go together with another.
-        prices_in, prices_out: [N] float64 at least 0, dual values of the two constraints of each node.
         gap: the largest relative distance of a branch and bound to its bound; 0 where all were solved.
     """
 
@@ -71,8 +72,6 @@ class Solution:
     followed: NDArray[np.bool_]
     open: NDArray[np.bool_]
     forced: NDArray[np.bool_]
-    prices_in: NDArray[np.float64]
-    prices_out: NDArray[np.float64]
     gap: float
 
     def tracks(self, edges: Edges) -> list[list[int]]:
@@ -109,12 +108,57 @@ def solve_tracks(
         together: [T, 2] nodes that are taken together or not at all.
         node_limit: of branch and bound, per connected component; never seconds, so that results are the same again.
     """
-    n = len(rewards)
-    ends = np.concatenate([np.column_stack([edges.first, edges.second]), exclusive, together])
+    component = _components(len(rewards), np.concatenate([_ends(edges), exclusive, together]))
+    choice = _readings(rewards, edges, component, exclusive, together, node_limit)
+    forced_rewards = np.where(choice.forced, FORCED, rewards)
+    taken, followed, *_ = _flow(forced_rewards, edges, component, choice.open, choice.decided)
+    known = choice.decided[component]
+    return Solution(
+        taken=np.where(known, choice.taken, taken),
+        followed=np.where(known[edges.first], choice.followed, followed),
+        open=choice.open,
+        forced=choice.forced,
+        gap=choice.gap,
+    )
+
+
+def dual_prices(
+    rewards: NDArray[np.float64], edges: Edges, solution: Solution
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return [N] each, at least 0, the dual values of the two constraints of each node, the choice of readings held.
+
+    Args:
+        rewards, edges: as given to `solve_tracks`.
+        solution: its result.
+    """
+    component = _components(len(rewards), _ends(edges))
+    none = np.zeros(int(component.max(initial=-1)) + 1, np.bool_)
+    forced_rewards = np.where(solution.forced, FORCED, rewards)
+    return _flow(forced_rewards, edges, component, solution.open, none)[2:]
+
+
+def _ends(edges: Edges) -> NDArray[np.intp]:
+    return np.column_stack([edges.first, edges.second])
+
+
+def _components(n: int, ends: NDArray[np.intp]) -> NDArray[np.int32]:
     graph = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
-    count, component = connected_components(graph, directed=False)
-    allowed, forced, gap = _readings(rewards, edges, component, exclusive, together, node_limit)
-    rewards = np.where(forced, FORCED, rewards)
+    component: NDArray[np.int32] = connected_components(graph, directed=False)[1]
+    return component
+
+
+def _flow(
+    rewards: NDArray[np.float64],
+    edges: Edges,
+    component: NDArray[np.int32],
+    allowed: NDArray[np.bool_],
+    decided: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Return which of the ``allowed`` nodes are taken, which edges followed, and the dual values of the nodes.
+
+    Components that are ``decided`` are left out: nothing that is returned of them means anything.
+    """
+    n, count = len(rewards), len(decided)
     usable = allowed[edges.first] & allowed[edges.second]
     taken, followed = allowed & (rewards > 0), usable.copy()
     prices_in, prices_out = np.zeros(n), np.zeros(n)
@@ -124,20 +168,12 @@ def solve_tracks(
     hard = np.zeros(count, np.bool_)
     hard[component[allowed & ((out_degree > 1) | (in_degree > 1) | (rewards <= 0))]] = True
     sizes = np.bincount(component[edges.first[usable]], minlength=count)
-    hard &= sizes > 0
+    hard &= (sizes > 0) & ~decided
     for chosen in _batches(np.flatnonzero(hard), sizes):
         nodes = np.flatnonzero(chosen[component] & allowed)
         arcs = np.flatnonzero(chosen[component[edges.first]] & usable)
         taken[nodes], followed[arcs], prices_in[nodes], prices_out[nodes] = _solve(rewards, edges, nodes, arcs)
-    return Solution(
-        taken=taken,
-        followed=followed,
-        open=allowed,
-        forced=forced,
-        prices_in=prices_in,
-        prices_out=prices_out,
-        gap=gap,
-    )
+    return taken, followed, prices_in, prices_out
 
 
 def _batches(components: NDArray[np.intp], sizes: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
@@ -148,6 +184,24 @@ def _batches(components: NDArray[np.intp], sizes: NDArray[np.int64]) -> Iterator
         yield chosen
 
 
+@dataclass(kw_only=True, eq=False)
+class _Choice:
+    """Between competing readings.
+
+    Attributes:
+        open: [N] bool, nodes that stay; ``forced``: those of them that must be taken.
+        decided: [C] bool, components of which ``taken`` [N] and ``followed`` [E] are the best set of tracks already.
+        gap: the largest relative one.
+    """
+
+    open: NDArray[np.bool_]
+    forced: NDArray[np.bool_]
+    decided: NDArray[np.bool_]
+    taken: NDArray[np.bool_]
+    followed: NDArray[np.bool_]
+    gap: float = 0.0
+
+
 def _readings(
     rewards: NDArray[np.float64],
     edges: Edges,
@@ -155,20 +209,21 @@ def _readings(
     exclusive: NDArray[np.intp],
     together: NDArray[np.intp],
     node_limit: int,
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
-    """Choose between competing readings: by the linear programme where its optimum is whole, else branch and bound.
-
-    Returns:
-        Which nodes stay, which of them must be taken, and the largest relative gap.
-    """
+) -> _Choice:
+    """Choose between competing readings: by the linear programme where its optimum is whole, else branch and bound."""
     n = len(rewards)
-    allowed, forced, gap = np.ones(n, np.bool_), np.zeros(n, np.bool_), 0.0
+    choice = _Choice(
+        open=np.ones(n, np.bool_),
+        forced=np.zeros(n, np.bool_),
+        decided=np.zeros(int(component.max(initial=-1)) + 1, np.bool_),
+        taken=np.zeros(n, np.bool_),
+        followed=np.zeros(len(edges.first), np.bool_),
+    )
     bound = np.concatenate([exclusive, together]).ravel()
     if not len(bound):
-        return allowed, forced, gap
+        return choice
     of_edge = component[edges.first]
-    sizes = np.bincount(of_edge, minlength=int(component.max()) + 1)
-    chosen = np.ones(n, np.bool_)
+    sizes = np.bincount(of_edge, minlength=len(choice.decided))
     cliques = _cliques(exclusive)
     of_clique = component[[clique[0] for clique in cliques]] if cliques else component[:0]
     for batch in _batches(np.unique(component[bound]), sizes):
@@ -186,18 +241,22 @@ def _readings(
             options=_SOLVER,
         )
         assert result.status == 0, f"the choice between readings has no optimum: {result.message}"
-        share = result.x[: len(nodes)]
-        chosen[nodes] = share > 0.5
-        for part in np.unique(component[nodes[np.abs(share - np.round(share)) > 1e-6]]):
+        n = len(nodes)
+        halves = np.unique(component[nodes[np.abs(result.x[:n] - np.round(result.x[:n])) > WHOLE]])
+        choice.decided[component[nodes]] = True
+        choice.decided[halves] = False
+        split = ~choice.decided[of_edge[arcs]]  # of the others, those of the whole nodes are a flow
+        assert np.all(split | (np.abs(result.x[n:] - np.round(result.x[n:])) < WHOLE)), "the flow is not whole"
+        choice.taken[nodes], choice.followed[arcs] = result.x[:n] > 0.5, result.x[n:] > 0.5
+        for part in halves:
             nodes, arcs = np.flatnonzero(component == part), np.flatnonzero(of_edge == part)
             apart = [cliques[c] for c in np.flatnonzero(of_clique == part).tolist()]
             pairs = together[component[together[:, 0]] == part]
-            chosen[nodes], part_gap = _branch(rewards, edges, nodes, arcs, apart, pairs, node_limit)
-            gap = max(gap, part_gap)
-    allowed[bound] = chosen[bound]
+            choice.taken[nodes], gap = _branch(rewards, edges, nodes, arcs, apart, pairs, node_limit)
+            choice.gap = max(choice.gap, gap)
     linked = together.ravel()
-    forced[linked] = chosen[linked]
-    return allowed, forced, gap
+    choice.open[bound], choice.forced[linked] = choice.taken[bound], choice.taken[linked]
+    return choice
 
 
 def _cliques(exclusive: NDArray[np.intp]) -> list[list[int]]:
@@ -280,7 +339,7 @@ def _solve(
     )
     assert result.status == 0, f"the flow has no optimum: {result.message}"
     whole = np.round(result.x)
-    assert np.abs(result.x - whole).max(initial=0.0) < 1e-6, "the flow is not whole"
+    assert np.abs(result.x - whole).max(initial=0.0) < WHOLE, "the flow is not whole"
     prices = np.maximum(0.0, -result.ineqlin.marginals)
     return whole[:n] > 0, whole[n:] > 0, prices[:n], prices[n:]
 

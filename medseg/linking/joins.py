@@ -8,7 +8,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components, dijkstra
 
 from medseg.linking.affinity import Edges
-from medseg.linking.flow import Solution
+from medseg.linking.flow import Solution, dual_prices
 
 #: Rerouting is looked at for so many joins of a component at once; bounds the memory.
 SOURCES_PER_CALL = 256
@@ -47,6 +47,7 @@ def join_confidences(rewards: NDArray[np.float64], edges: Edges, solution: Solut
         solution: its result.
     """
     confidence = np.where(solution.followed, edges.log_odds, np.nan)
+    prices = dual_prices(rewards, edges, solution)
     usable = solution.open[edges.first] & solution.open[edges.second]
     n = len(rewards)
     graph = sparse.coo_array((np.ones(usable.sum()), (edges.first[usable], edges.second[usable])), shape=(n, n))
@@ -62,7 +63,7 @@ def join_confidences(rewards: NDArray[np.float64], edges: Edges, solution: Solut
         members = nodes[node_ends[part] : node_ends[part + 1]]
         # Where every edge is followed and every node worth taking, the loss is the edge itself.
         if len(followed) and not (len(followed) == len(own) and (rewards[members] > 0).all()):
-            confidence[followed] = _rerouted(rewards, edges, solution, members, own, followed)
+            confidence[followed] = _rerouted(rewards, edges, solution, prices, members, own, followed)
     return confidence
 
 
@@ -70,6 +71,7 @@ def _rerouted(
     rewards: NDArray[np.float64],
     edges: Edges,
     solution: Solution,
+    prices: tuple[NDArray[np.float64], NDArray[np.float64]],
     nodes: NDArray[np.intp],
     arcs: NDArray[np.intp],
     followed: NDArray[np.intp],
@@ -97,7 +99,7 @@ def _rerouted(
     tails += [every[~end] + n, hub[end]]
     heads += [hub[~end], every[end] + n]
     tail, head, cost = np.concatenate(tails), np.concatenate(heads), np.concatenate(costs)
-    potential = np.concatenate([-solution.prices_in[nodes], solution.prices_out[nodes], [0.0]])
+    potential = np.concatenate([-prices[0][nodes], prices[1][nodes], [0.0]])
     reduced = np.maximum(0.0, cost + potential[tail] - potential[head])
     network = sparse.csr_array((reduced, (tail, head)), shape=(2 * n + 1, 2 * n + 1))
     start, stop = u[used] + n, v[used]

@@ -17,6 +17,8 @@ from medseg.values.ragged import blocks, spans
 
 #: Pairs whose windows are compared in one go; bounds the memory.
 PAIRS_PER_CALL = 1 << 18
+#: Pixels of masks that are measured in one go; the same.
+PIXELS_PER_CALL = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,11 +94,13 @@ class Nodes:
         """
         first, second = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
         low, high = self._candidates(distance)
-        for block in blocks(high - low, PAIRS_PER_CALL):
-            i, j = spans(low[block], (high - low)[block])
+        sizes = high - low
+        top, left, end, right = (np.ascontiguousarray(side) for side in self.windows.T)
+        for block in blocks(sizes, PAIRS_PER_CALL):
+            i, j = spans(low[block], sizes[block])
             i += block.start
-            u, v = self.windows[i], self.windows[j]
-            overlap = (np.minimum(u[:, 2:], v[:, 2:]) > np.maximum(u[:, :2], v[:, :2])).all(axis=1)
+            # Those that begin below the lower edge are no candidates.
+            overlap = np.flatnonzero((end[j] > top[i]) & (right[j] > left[i]) & (left[j] < right[i]))
             first.append(i[overlap])
             second.append(j[overlap])
         return np.concatenate(first), np.concatenate(second)
@@ -135,45 +139,79 @@ def build_nodes(
             mask that is not finite.
     """
     depth, rows, columns = geometry.spatial_shape
-    found: list[tuple[tuple[float, ...], NDArray[np.bool_], tuple[int, int, int, int], Detections, int, int]] = []
-    for part in detections:
+    parts, masks, members, keys = list(detections), [], [], []
+    windows, sums = [np.zeros((0, 4), np.int64)], [np.zeros((0, 3), np.int64)]
+    for number, part in enumerate(parts):
         _check(part, depth, labels)
-        for i, (pasted, row, column) in enumerate(paste_masks(part.masks, part.boxes, (rows, columns))):
-            hit = pasted >= mask_threshold
-            in_rows = np.nonzero(hit.any(axis=1))[0]
-            if not len(in_rows):
-                continue
-            in_columns = np.nonzero(hit.any(axis=0))[0]
-            r0, r1 = int(in_rows[0]), int(in_rows[-1]) + 1
-            c0, c1 = int(in_columns[0]), int(in_columns[-1]) + 1
-            window = (row + r0, column + c0, row + r1, column + c1)
-            key = zlib.crc32(part.masks[i].tobytes(), zlib.crc32(part.boxes[i].tobytes() + part.scores[i].tobytes()))
-            order = (int(part.labels[i]), part.slice_index, *window, -float(part.scores[i]), key)
-            found.append((order, hit[r0:r1, c0:c1].copy(), window, part, i, key))
-    found.sort(key=lambda entry: entry[0])
-    masks = tuple(entry[1] for entry in found)
-    windows = np.array([entry[2] for entry in found], np.int64).reshape(-1, 4)
-    areas = np.array([np.count_nonzero(m) for m in masks], np.int64)
+        pasted = list(paste_masks(part.masks, part.boxes, (rows, columns)))
+        hits = [mask >= mask_threshold for mask, _, _ in pasted]
+        covering, tight, of_pixels = _measure(hits)
+        for i, (r0, c0, r1, c1) in zip(covering.tolist(), tight.tolist(), strict=True):
+            masks.append(hits[i][r0:r1, c0:c1].copy())
+            members.append((number, i))
+            head = part.boxes[i].tobytes() + part.scores[i].tobytes()
+            keys.append(zlib.crc32(part.masks[i].tobytes(), zlib.crc32(head)))
+        corners = np.array([corner for _, *corner in pasted], np.int64).reshape(-1, 2)[covering]
+        windows.append(tight + np.tile(corners, 2))
+        sums.append(of_pixels)
+    window, (areas, *moments) = np.concatenate(windows), np.concatenate(sums).T
+    values = [(parts[n].labels[i], parts[n].slice_index, parts[n].scores[i]) for n, i in members]
+    label, z, score = np.array(values, np.float64).reshape(-1, 3).T
+    key = np.array(keys, np.uint64)
+    order = np.lexsort((key, -score, *window.T[::-1], z, label))
+    ordered = tuple(masks[i] for i in order.tolist())
+    found = [(parts[n], i) for n, i in (members[k] for k in order.tolist())]
     return Nodes(
-        labels=np.array([part.labels[i] for *_, part, i, _ in found], np.int64),
-        slices=np.array([part.slice_index for *_, part, _, _ in found], np.int64),
-        scores=np.array([part.scores[i] for *_, part, i, _ in found], np.float64),
-        keys=np.array([entry[-1] for entry in found], np.uint64),
-        masks=masks,
-        bits=BitMasks.pack(masks, windows),
-        windows=windows,
-        areas=areas,
-        centroids=first_moments(masks) / areas[:, None] + windows[:, :2],
-        boxes=np.array([part.boxes[i] for *_, part, i, _ in found], np.float32).reshape(-1, 4),
+        labels=label[order].astype(np.int64),
+        slices=z[order].astype(np.int64),
+        scores=score[order],
+        keys=key[order],
+        masks=ordered,
+        bits=BitMasks.pack(ordered, window[order]),
+        windows=window[order],
+        areas=areas[order],
+        centroids=(np.column_stack(moments) / areas[:, None] + window[:, :2])[order],
+        boxes=np.array([part.boxes[i] for part, i in found], np.float32).reshape(-1, 4),
         sources=tuple((k,) for k in range(len(found))),
-        detected=tuple((part.boxes[i], part.masks[i]) for *_, part, i, _ in found),
+        detected=tuple((part.boxes[i], part.masks[i]) for part, i in found),
     )
 
 
-def first_moments(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """Return [N, 2], the sums of row and column indices of each mask's pixels."""
-    sums = [[m.sum(1) @ np.arange(m.shape[0]), m.sum(0) @ np.arange(m.shape[1])] for m in masks]
-    return np.array(sums, np.float64).reshape(-1, 2)
+def centroids_in_crop(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """Return [N, 2], the mean row and column of the pixels of masks that lie tight around them."""
+    found = [np.zeros((0, 2))]
+    for block in blocks(np.array([mask.size for mask in masks], np.int64), PIXELS_PER_CALL):
+        _, _, of_pixels = _measure(masks[block])
+        found.append(of_pixels[:, 1:] / of_pixels[:, :1])
+    return np.concatenate(found)
+
+
+def _measure(
+    masks: Sequence[NDArray[np.bool_]],
+) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+    """Return [K] which of N masks have a pixel, and of these:
+
+    [K, 4] the tight window (first row, first column, row end, column end), and [K, 3] the number of pixels and the sums
+    of their rows and columns in that window.
+    """
+    sizes = np.array([mask.size for mask in masks], np.int64)
+    widths = np.array([mask.shape[1] for mask in masks], np.int64)
+    pixels = np.flatnonzero(np.concatenate([np.zeros(0, np.bool_), *(mask.ravel() for mask in masks)]))
+    ends = np.cumsum(sizes)
+    counts = np.diff(np.searchsorted(pixels, ends), prepend=0)
+    covering = np.flatnonzero(counts)
+    if not len(covering):
+        return covering, np.zeros((0, 4), np.int64), np.zeros((0, 3), np.int64)
+    counts = counts[covering]
+    starts = np.cumsum(counts) - counts
+    width = np.repeat(widths[covering], counts)
+    row, column = np.divmod(pixels - np.repeat((ends - sizes)[covering], counts), width)
+    low, high = (
+        np.column_stack([ends.reduceat(row, starts), ends.reduceat(column, starts)])
+        for ends in (np.minimum, np.maximum)
+    )
+    sums = np.column_stack([np.add.reduceat(row, starts), np.add.reduceat(column, starts)])
+    return covering, np.hstack([low, high + 1]), np.column_stack([counts, sums - counts[:, None] * low])
 
 
 def _check(part: Detections, depth: int, labels: LabelTable) -> None:

@@ -83,10 +83,12 @@ def build_object(
     for track in tracks:
         for a, b in zip(track[:-1], track[1:], strict=True):
             z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
-            for j in range(1, z1 - z0):
-                patch = interpolate(_patch(nodes, a), _patch(nodes, b), j, z1 - z0, spacing_mm[1:], shape)
+            if z1 == z0 + 1:
+                continue
+            between = interpolate(_patch(nodes, a), _patch(nodes, b), z1 - z0, spacing_mm[1:], shape)
+            for z, patch in enumerate(between, start=z0 + 1):
                 if patch.mask.any():
-                    guessed.setdefault(z0 + j, []).append(patch)
+                    guessed.setdefault(z, []).append(patch)
     patches = {z: _unite([*seen.get(z, []), *guessed.get(z, [])]) for z in sorted({*seen, *guessed})}
     return Object3D(
         label=int(nodes.labels[members[0]]),
@@ -157,43 +159,54 @@ def _soft(obj: Object3D, z: int, nodes: Nodes, mask_threshold: float, shape: tup
     return Patch(mask=np.where(inside, np.maximum(soft, mask_threshold), soft), row=window[0], column=window[1])
 
 
-def interpolate(
-    a: Patch, b: Patch, step: int, steps: int, pixel_mm: tuple[float, float], shape: tuple[int, int]
-) -> Patch:
-    """Return the mask ``step`` / ``steps`` of the way from a to b.
+def interpolate(a: Patch, b: Patch, steps: int, pixel_mm: tuple[float, float], shape: tuple[int, int]) -> list[Patch]:
+    """Return the masks 1, 2 .. ``steps`` - 1 of ``steps`` of the way from a to b.
 
     Both masks are moved so that their centroids lie where the object's centroid should (on the straight line
     between them), and their signed distances to the boundary, in mm, are averaged by nearness (Raya & Udupa,
-    "Shape-based interpolation of multidimensional objects", IEEE TMI 1990). Swapping a and b and counting
-    from the other end gives the same mask, bit for bit.
+    "Shape-based interpolation of multidimensional objects", IEEE TMI 1990). Swapping a and b gives the same masks,
+    bit for bit, in the other order.
 
     Args:
         a, b: masks in two slices, neither empty.
-        step, steps: 0 < step < steps.
+        steps: slices from a to b.
         pixel_mm: (row, column) spacing.
         shape: (rows, columns) of a slice; what leaves it is cut off.
     """
-    weight_a, weight_b = (steps - step) / steps, step / steps
     centre_a, centre_b = _centroid(a), _centroid(b)
     # Room for either mask wherever it is moved to, and a margin of background around it.
     margin = np.ceil(np.abs(centre_b - centre_a)).astype(np.intp) + 2
     window_a, window_b = np.array(a.window), np.array(b.window)
     low = np.minimum(window_a, window_b)[:2] - margin
     size = np.maximum(window_a, window_b)[2:] + margin - low
-    masks = [np.zeros(size, np.bool_), np.zeros(size, np.bool_)]
-    for mask, patch in zip(masks, (a, b), strict=True):
+    distances = []
+    for patch in (a, b):
+        mask = np.zeros(size, np.bool_)
         r0, c0, r1, c1 = patch.window
         mask[r0 - low[0] : r1 - low[0], c0 - low[1] : c1 - low[1]] = patch.mask
-    moves = ((weight_a, weight_b * (centre_b - centre_a)), (weight_b, weight_a * (centre_a - centre_b)))
-    moved = [
-        weight * ndimage.shift(_signed_distance(mask, pixel_mm), move, order=1, mode="nearest")
-        for mask, (weight, move) in zip(masks, moves, strict=True)
-    ]
-    total = moved[0] + moved[1]
-    inside = total > 1e-9  # not 0: a boundary through a pixel centre must not hang on rounding
+        distances.append(_signed_distance(mask, pixel_mm))
     rows = slice(max(0, -low[0]), min(size[0], shape[0] - low[0]))
     columns = slice(max(0, -low[1]), min(size[1], shape[1] - low[1]))
-    return Patch(mask=inside[rows, columns], row=int(low[0] + rows.start), column=int(low[1] + columns.start))
+    found = []
+    for step in range(1, steps):
+        weight_a, weight_b = (steps - step) / steps, step / steps
+        total = weight_a * _moved(distances[0], weight_b * (centre_b - centre_a))
+        total += weight_b * _moved(distances[1], weight_a * (centre_a - centre_b))
+        inside = total > 1e-9  # not 0: a boundary through a pixel centre must not hang on rounding
+        row, column = int(low[0] + rows.start), int(low[1] + columns.start)
+        found.append(Patch(mask=inside[rows, columns], row=row, column=column))
+    return found
+
+
+def _moved(image: NDArray[np.float64], move: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return [h, w] an image moved by (rows, columns), linear between pixels; at its border it goes on as it ends."""
+    for axis, by in enumerate(move.tolist()):
+        whole = int(np.floor(by))
+        place = np.arange(image.shape[axis]) - whole
+        near, far = (np.clip(p, 0, image.shape[axis] - 1) for p in (place, place - 1))
+        part = by - whole
+        image = (1 - part) * image.take(near, axis) + part * image.take(far, axis)
+    return image
 
 
 def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) -> None:
@@ -212,23 +225,24 @@ def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) ->
         if len(group) < 2:
             continue
         group.sort(key=lambda o: rank[id(o)], reverse=True)
-        windows = np.array([o.patches[z].window for o in group])
+        masks = [o.patches[z].mask for o in group]
+        corners = [o.patches[z].window for o in group]
+        windows = np.array(corners)
         u, v = windows[:, None], windows[None]
         touch = (np.minimum(u[..., 2:], v[..., 2:]) > np.maximum(u[..., :2], v[..., :2])).all(axis=-1)
-        masks = [o.patches[z].mask for o in group]
         contested = []  # pairs, the one that ranks higher first, their common window in either, and what both claim
-        for i, j in zip(*(axis.tolist() for axis in np.nonzero(np.triu(touch, k=1))), strict=True):
-            low = np.maximum(windows[i, :2], windows[j, :2])
-            high = np.minimum(windows[i, 2:], windows[j, 2:])
-            views = [
-                tuple(slice(a, b) for a, b in zip(low - corner, high - corner, strict=True))
-                for corner in (windows[i, :2], windows[j, :2])
-            ]
-            both = masks[i][views[0]] & masks[j][views[1]]
+        for i, j in np.argwhere(np.triu(touch, k=1)).tolist():
+            (r0, c0, r1, c1), (p0, q0, p1, q1) = corners[i], corners[j]
+            a, b, c, d = max(r0, p0), max(c0, q0), min(r1, p1), min(c1, q1)
+            in_i = slice(a - r0, c - r0), slice(b - c0, d - c0)
+            in_j = slice(a - p0, c - p0), slice(b - q0, d - q0)
+            both = masks[i][in_i] & masks[j][in_j]
             if both.any():
-                contested.append((i, j, views[0], views[1], both))
+                contested.append((i, j, in_i, in_j, both))
+        if not contested:
+            continue
         some = sorted({k for pair in contested for k in pair[:2]})
-        maps = _probabilities([group[k] for k in some], z, nodes, [group[k].patches[z].window for k in some], shape)
+        maps = _probabilities([group[k] for k in some], z, nodes, [corners[k] for k in some], shape)
         soft = dict(zip(some, maps, strict=True))
         lost = {k: np.zeros_like(masks[k]) for k in some}
         for i, j, in_i, in_j, both in contested:
