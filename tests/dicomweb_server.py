@@ -1,6 +1,7 @@
 """A small DICOMweb server on loopback that misbehaves as it is told; it says names and secrets wherever it can."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,12 +147,18 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # who asked may go away
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def dicomweb_serving(objects: list[Dataset]) -> Iterator[DicomwebServer]:
     """Serve data sets until the block ends."""
     server = DicomwebServer(objects)
     handler = type("Handler", (_Handler,), {"dicomweb": server})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+    with _Server(("127.0.0.1", 0), handler) as http:
         server.url = f"http://127.0.0.1:{http.server_address[1]}"
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()

@@ -1,7 +1,10 @@
 """`medseg pacs` with a real archive (Orthanc): a study there, its objects back, and what is done once only."""
 
 import json
+import os
 import re
+import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from cli_runs import Run, run_here
 from dicomweb_client.web import DICOMwebClient
-from dicomweb_server import MARK, read_series
+from dicomweb_server import MARK, dicomweb_serving, read_series
 from network_fixtures import simple_case, tiny_plan
 from orthanc_fixtures import PASSWORD, USER, Orthanc, orthanc  # noqa: F401
 from safetensors.torch import save_file
@@ -97,7 +100,7 @@ def series_of(client: DICOMwebClient, modality: str) -> list[pydicom.Dataset]:
 
 
 def test_there_and_back(pacs: Pacs, client: DICOMwebClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     images = write_study(tmp_path / "images", 1)
     study, series = images[0].StudyInstanceUID, images[0].SeriesInstanceUID
@@ -198,3 +201,23 @@ def test_who_is_refused(pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "expected user and password, or a token alone" in pacs("query").refusal()
     monkeypatch.delenv("MEDSEG_PACS_USER")
     assert "401 Unauthorized" in pacs("query").refusal()
+
+
+def test_ctrl_c_while_a_series_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    images = write_study(tmp_path / "images", 0)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with dicomweb_serving(images) as server:
+
+        def press(method: str, path: str, before: int) -> None:
+            if path.endswith(images[8].SOPInstanceUID):
+                assert len(list((tmp_path / "temporary").rglob("*.dcm"))) == 8
+                os.kill(os.getpid(), signal.SIGINT)
+
+        server.fault = press
+        watch = ["watch", "--interval", "0.05", "-m", write_run(tmp_path / "run", 0), "-o", tmp_path / "out"]
+        run = run_here(monkeypatch, capsys, "pacs", *watch, "--url", server.url, "--threads", 1)
+    assert run.code == 130 and run.err.endswith("interrupted\n")
+    assert not any((tmp_path / "temporary").iterdir()) and not (tmp_path / "out").exists()
