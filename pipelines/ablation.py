@@ -7,7 +7,8 @@ Every run is a folder of its own, as `medseg train` writes it. Started again, th
 the same plan and fold), goes on with stopped ones, and trains the rest; a run that fails is named and left out.
 ``ablation.csv`` and ``ablation.md`` hold per setting and class the F1 of objects and the Dice of voxels on the held-out
 cases: mean, standard deviation and number over seeds, and the difference from the first setting, seed by seed, with its
-95 % interval: where that holds 0, the difference is inside the noise.
+95 % interval: where that holds 0, the difference is inside the noise. ``ablation.json`` is the same as a record of
+results.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 from ablation_parts import COLUMNS, Figures, spread, tabulate
+from record_results import envelope
 
 from medseg.cli import console
 from medseg.cli.compute import set_up
@@ -33,7 +35,7 @@ from medseg.data.cohort_plan import facts_for, fingerprint_cohort, plan_with
 from medseg.data.fingerprint import Fingerprint
 from medseg.errors import ConfigError, MedsegError
 from medseg.inference.provenance import hash_text
-from medseg.io.atomic import write_csv, write_text
+from medseg.io.atomic import write_csv, write_json, write_text
 from medseg.training.cohort import train_cohort
 from medseg.training.folds import Fold, choose_fold, parse_fold
 from medseg.values.plan import check_fields, parse_setting
@@ -117,6 +119,8 @@ def main(words: list[str]) -> int:
             failures.append(f"{setting}, seed {seed}: {' '.join(str(error).split())[:300]}")
             console.err.print(f"failed: {failures[-1]}", style="red", markup=False)
     write_csv(args.out / "ablation.csv", COLUMNS, rows := tabulate(results))
+    record = envelope({"rows": rows, "failures": failures}, seed=args.seeds, device=device.type)
+    write_json(args.out / "ablation.json", record)
     text = markdown(rows) + "".join(f"\nfailed: {line}\n" for line in failures)
     write_text(args.out / "ablation.md", text)
     console.out.print(text, markup=False)

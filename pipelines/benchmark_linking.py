@@ -13,11 +13,11 @@ or those that `fit_weights` (`medseg tune-linking`) fits to the same cases; besi
 import argparse
 from collections import Counter
 from dataclasses import asdict, replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from record_results import envelope
 
 from medseg.cli import console
 from medseg.io import read_instances
@@ -155,6 +155,6 @@ for kind, of_way in values.items():
         margin = of_way[way] - of_way[rival]
         margins[f"{kind}: {way} - {rival}"] = [float(margin[0]), *interval(margin)]
 console.out.print(margins)
-head = {"date": date.today().isoformat(), "noise": asdict(noise), "seed": SEED}
-write_json(args.out / "linking.json", {**head, "results": results, "margins": margins})
+figures = {"noise": asdict(noise), "results": results, "margins": margins}
+write_json(args.out / "linking.json", envelope(figures, seed=SEED))
 console.wrote(args.out / "linking.json")

@@ -11,12 +11,12 @@ import argparse
 import multiprocessing
 import resource
 import time
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 from highdicom import VolumeGeometry
+from record_results import envelope
 
 from medseg.cli import console
 from medseg.io.atomic import write_json
@@ -78,8 +78,6 @@ growth = [measured(case, method) for tiles in TILES for case in [tiled(tiles)] f
 large = crowded_stack(seed=0, shape=(600, 512, 512), spacing_mm=(1.0, 0.8, 0.8), count=150, radius_mm=(8.0, 30.0))
 detected = list(simulate_detections(large, DetectorNoise(), seed=0).detections)
 volume = measured((detected, large.geometry), "flow")
-write_json(
-    args.out / "linking_speed.json",
-    {"date": date.today().isoformat(), "growth": growth, "volume_600x512x512": volume},
-)
+figures = {"growth": growth, "volume_600x512x512": volume}
+write_json(args.out / "linking_speed.json", envelope(figures, seed=0))
 console.wrote(args.out / "linking_speed.json")

@@ -70,6 +70,9 @@ def test_a_grid_is_trained_kept_and_tabulated(
     ]  # fmt: skip
     assert {r["n"] for r in rows} == {"1"} and {r["pairs"] for r in rows} == {"", "1"}
     assert "| roi_op=pool | organ | f1 | " in (tmp_path / "out" / "ablation.md").read_text()
+    record = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [r["setting"] for r in record["figures"]["rows"]] == [r["setting"] for r in rows]
+    assert record["seed"] == [4]
 
     trained = []
     monkeypatch.setattr(ablation, "train_cohort", lambda *a, **k: trained.append(a))
