@@ -143,3 +143,19 @@ def interrupting(step: int, error: type[BaseException] = KeyboardInterrupt) -> T
             yield item
 
     return track
+
+
+def save_run(folder: Path, plan: Plan) -> Path:
+    """Write a run that was never trained."""
+    import torch
+    from safetensors.torch import save_file
+
+    from medseg.inference.run import WEIGHTS_FILE
+    from medseg.models.mask_rcnn import build_mask_rcnn
+    from medseg.training.checkpoint import save_plan
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    save_plan(folder, plan)
+    save_file({k: v.contiguous() for k, v in build_mask_rcnn(plan).state_dict().items()}, folder / WEIGHTS_FILE)
+    return folder

@@ -7,26 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from network_fixtures import simple_case, tiny_plan
-from safetensors.torch import save_file
+from network_fixtures import save_run, simple_case, tiny_plan
 
 from medseg.cli import main
-from medseg.inference.run import WEIGHTS_FILE
 from medseg.io import write_volume
 from medseg.labels import LabelTable
-from medseg.models.mask_rcnn import build_mask_rcnn
-from medseg.training.checkpoint import save_plan
-from medseg.values.plan import Plan
-
-
-def save_run(folder: Path, plan: Plan) -> Path:
-    """Write a run that was never trained."""
-    torch.manual_seed(0)
-    folder.mkdir(parents=True)
-    save_plan(folder, plan)
-    save_file({k: v.contiguous() for k, v in build_mask_rcnn(plan).state_dict().items()}, folder / WEIGHTS_FILE)
-    return folder
 
 
 @pytest.fixture(scope="module")
