@@ -1,7 +1,9 @@
 """Slurm: profiles, the workers of `--cluster slurm` and the sbatch templates, on a real Slurm on loopback."""
 
 import json
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,13 +12,15 @@ import pytest
 import torch
 from cli_runs import environment
 from loopback_slurm import NoSlurm, Slurm, loopback_slurm
-from network_fixtures import TINY, write_simple_cohort
+from network_fixtures import TINY, interrupting, save_run, simple_case, tiny_plan, write_simple_cohort
 from safetensors.torch import load_file
 
+from medseg.cli import predict
 from medseg.cluster.choice import parse_cluster
 from medseg.cluster.connect import connected
 from medseg.cluster.slurm import find_profile, load_profile
 from medseg.errors import ClusterError, ConfigError
+from medseg.io import write_volume
 from medseg.training.cohort import train_cohort
 
 TEMPLATES = Path(__file__).parents[1] / "pipelines" / "slurm"
@@ -49,6 +53,15 @@ def slurm() -> Iterator[Slurm]:
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two patients."""
     return write_simple_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Results are the same to the bit at one thread count; Slurm's nodes have one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -126,6 +139,56 @@ def test_what_slurm_refuses_is_told_before_waiting(
         pass
 
 
+def contents(results: Path) -> dict[str, bytes | dict]:
+    """What is in the files of results; of run.json all but times."""
+    found: dict[str, bytes | dict] = {}
+    for path in filter(Path.is_file, sorted(results.rglob("*"))):
+        if path.name == "run.json":
+            record = json.loads(path.read_text())
+            found[str(path.relative_to(results))] = record | {"date": None, "seconds": None}
+        else:
+            found[str(path.relative_to(results))] = path.read_bytes()
+    return found
+
+
+def test_a_cohort_on_two_jobs_of_which_one_is_killed_is_that_of_one_process(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = 8
+    quick = {"input.spacing_mm": [4.0, 4.0], "inference.proposals": 5, "inference.detections_per_slice": 3}
+    finding = {"inference.score_threshold": 0.1, "linking.min_score": 0.0, "linking.single_min_score": 0.0}
+    run = save_run(tmp_path / "run", tiny_plan({**quick, **finding}))
+    for seed in range(studies):
+        write_volume(tmp_path / "images" / f"s{seed:02d}.nii.gz", simple_case(seed, (5, 37, 41))[0])
+
+    def predicted(name: str, cluster: str | None) -> dict[str, bytes | dict]:
+        predict.run(
+            [tmp_path / "images"], [run], tmp_path / name, device="cpu", threads=1, report=False, cluster=cluster
+        )
+        return contents(tmp_path / name)
+
+    alone = predicted("alone", None)
+    logs = tmp_path / "logs"
+    file = written(tmp_path, f"{PROFILE}logs: {logs}\n")
+    for name, value in {**environment(), "SLURM_CONF": slurm.environment["SLURM_CONF"]}.items():
+        monkeypatch.setenv(name, value)
+    jobs: list[str] = []
+
+    def kill_a_job() -> None:
+        wait_until(lambda: len(list((tmp_path / "jobs").glob("*/run.json"))) >= 2, logs)
+        jobs.extend(slurm.jobs())
+        slurm.run("scancel", "--signal=KILL", "--full", jobs[0])
+
+    killer = threading.Thread(target=kill_a_job)
+    killer.start()
+    found = predicted("jobs", f"slurm:{file}")
+    killer.join()
+    assert len(jobs) == 2 and len({log.stem for log in logs.glob("*.out")}) >= 2
+    assert found == alone and sum(name.endswith("run.json") for name in found) == studies
+    assert any(record["instances"] for name, record in found.items() if isinstance(record, dict))
+    wait_until(lambda: slurm.jobs() == [], logs)
+
+
 def submit(slurm: Slurm, *words: object) -> str:
     """Submit a template for nodes of one core, and return the number of its job."""
     environ = {**environment(), "MEDSEG_PYTHON": sys.executable}
@@ -135,7 +198,7 @@ def submit(slurm: Slurm, *words: object) -> str:
 def wait_until(ready: Callable[[], bool], log: Path) -> None:
     end = time.monotonic() + 200
     while not ready():
-        assert time.monotonic() < end, log.read_text() if log.exists() else "the job prints nothing"
+        assert time.monotonic() < end, log.read_text() if log.is_file() else "waited in vain"
         time.sleep(0.02)
 
 
@@ -157,10 +220,57 @@ def test_a_training_that_meets_its_time_limit_goes_back_into_the_queue_and_on(
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), told
     assert told.count("the model so far is saved") == 1 and told.count("back into the queue") == 1, told
     assert "trained 12 steps" in told and "Exception ignored" not in told, told
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     train_cohort(cohort, tmp_path / "whole", CPU, settings=SETTINGS, fold="all")
-    torch.set_num_threads(threads)
     weights, expected = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "whole"))
     assert [name for name, value in expected.items() if not torch.equal(weights[name], value)] == []
     assert (run / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_two_nodes_go_on_with_what_one_process_began(slurm: Slurm, cohort: Path, tmp_path: Path) -> None:
+    """To what one process comes to, rounding aside."""
+    settings = {**SETTINGS, "training.steps": 4, "training.workers": 0}
+    train_cohort(cohort, tmp_path / "one", CPU, settings=settings, fold="all")
+    run, log = tmp_path / "two", tmp_path / "log"
+    assert train_cohort(cohort, run, CPU, settings=settings, fold="all", track=interrupting(2)).steps == 2
+    job = submit(slurm, "--nodes=2", f"--output={log}", TEMPLATES / "train.sbatch", cohort, run)
+    ended = slurm.wait_for(job, 300)
+    told = log.read_text()
+    assert (ended["JobState"], ended["NodeList"]) == ("COMPLETED", "n[1-2]") and told.count("trained 4 steps") == 1, (
+        told
+    )
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "one"))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=2e-3)
+    rows = [(folder / "metrics.csv").read_text().splitlines() for folder in (run, tmp_path / "one")]
+    assert rows[0][:3] == rows[1][:3] and len(rows[0]) == 5
+    for ours, theirs in zip(*(row[3:] for row in rows), strict=True):
+        assert [float(v) for v in ours.split(",")] == pytest.approx(
+            [float(v) for v in theirs.split(",")], rel=2e-3, abs=1e-4
+        )
+
+
+def test_templates_of_prediction_share_out_studies_and_name_what_failed(slurm: Slurm, tmp_path: Path) -> None:
+    """With a stand-in for Python that writes down what it is asked: every study once, one failure costs no other."""
+    asked, stand_in, studies = tmp_path / "asked", tmp_path / "python", [f"/data/{name} x" for name in "abcde"]
+    stand_in.write_text(f'#!/bin/bash\necho "$*" >>{asked}\n[[ "$*" != *"/data/c x"* ]]\n')
+    stand_in.chmod(0o755)
+    (tmp_path / "studies.txt").write_text("".join(f"{study}\n" for study in studies))
+    environ = {"MEDSEG_PYTHON": str(stand_in), "MEDSEG_PROFILE": "gpu"}
+    small = ("--parsable", "--cpus-per-task=1", "--mem=100", "--wait")
+    array = [*small, "--array=3-4", f"--output={tmp_path}/log-%a", TEMPLATES / "predict_array.sbatch"]
+    job = subprocess.run(
+        ["sbatch", *map(str, array), str(tmp_path / "studies.txt"), "RUN", "OUT", "--flips"],
+        env=slurm.environment | environ, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    lines = sorted(asked.read_text().splitlines())
+    assert lines == [f"-m medseg predict -i {study} -m RUN -o OUT --resume --flips" for study in studies], job.stderr
+    assert job.returncode == 1
+    assert ((tmp_path / "log-3").read_text(), (tmp_path / "log-4").read_text()) == ("failed: /data/c x\n", "")
+    asked.unlink()
+    words = [TEMPLATES / "predict.sbatch", "COHORT", "RUN", "OUT", "--flips"]
+    slurm.run("sbatch", *small, f"--output={tmp_path}/log", *words, environment=environ)
+    assert asked.read_text() == "-m medseg predict -i COHORT -m RUN -o OUT --cluster slurm:gpu --resume --flips\n"
+
+
+def test_the_profile_to_copy_can_be_read() -> None:
+    assert load_profile(TEMPLATES / "profile.yaml").gres == "gpu:1"

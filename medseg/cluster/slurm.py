@@ -189,7 +189,7 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
         interface=asked.interface,
         log_directory=str(asked.logs.expanduser()) if asked.logs else None,
         job_name="medseg",
-        scheduler_options={"dashboard": False, "dashboard_address": None},
+        scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         silence_logs=logging.CRITICAL,
     )
 
