@@ -24,14 +24,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 import torch
 from comparison_cases import Case, as_one_label, draw_phantom, draw_touching, read_overlaps
 from comparison_forms import best_depth, forms, measure
-from comparison_systems import Found, Trained, train_medseg, train_unet, train_yolo
+from comparison_systems import Trained, train_medseg, train_unet, train_yolo
 from record_results import write_record
 
 from medseg.cli import console
 from medseg.errors import MedsegError
 from medseg.values.instances import InstanceSet
 
-TRAIN, TEST, PHANTOMS = range(100, 112), range(900, 912), range(5000, 5004)
+TRAIN, TEST, PHANTOMS = range(100, 112), range(900, 912), range(5000, 5003)
 
 
 def hold(depth_mm: float, touching: list[Case], phantoms: list[Case], overlaps: Case | None) -> dict[str, Any]:
@@ -49,9 +49,8 @@ def hold(depth_mm: float, touching: list[Case], phantoms: list[Case], overlaps: 
 
 def judge(trained: Trained, cases: list[Case]) -> dict[str, Any]:
     """Return the scores of a trained system by way of finding objects."""
-    found: list[Found] = []
-    for volume, truth in cases:
-        found.append(trained.find(volume, InstanceSet.build([], truth.geometry, truth.labels)))
+    empty = [InstanceSet.build([], truth.geometry, truth.labels) for _, truth in cases]
+    found = trained.find([volume for volume, _ in cases], empty)
     rows = {}
     for name in found[0]:
         results = [(truth, f[name][0]) for (_, truth), f in zip(cases, found, strict=True)]

@@ -32,6 +32,7 @@ from medseg.inference.predictor import Predictor
 from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.training.optimizer import learning_rate
 from medseg.training.state import TrainingState
+from medseg.values.detections import Detections
 from medseg.values.geometry import spacing_of
 from medseg.values.instances import InstanceSet
 from medseg.values.pasting import cut_mask
@@ -41,8 +42,10 @@ from medseg.values.plan import InputPlan, Plan
 STEPS = 1000
 UNET = {"widths": (24, 48, 96, 192), "batch": 8, "learning_rate": 2e-3}
 YOLO_PROGRAM = Path(__file__).with_name("comparison_yolo.py")
-#: Find: a volume and an empty set of its geometry and labels -> objects by name of the way, and processor seconds.
+#: What is found in a volume: objects by name of the way, and processor seconds.
 Found = dict[str, tuple[InstanceSet, float]]
+#: Volumes, and empty sets of their geometries and labels -> what is found in each.
+Find = Callable[[Sequence[Volume], Sequence[InstanceSet]], list[Found]]
 
 
 class Trained(NamedTuple):
@@ -50,7 +53,7 @@ class Trained(NamedTuple):
 
     seconds: float
     samples: int
-    find: Callable[[Volume, InstanceSet], Found]
+    find: Find
 
 
 def plan_for(cases: Sequence[Case], seed: int) -> Plan:
@@ -98,7 +101,11 @@ def train_medseg(cases: Sequence[Case], seed: int, seconds: float) -> Trained:
         begun = time.process_time()
         return {"medseg": (predictor.predict([volume]).instances, time.process_time() - begun)}
 
-    return Trained(time.process_time() - start, done, find)
+    return Trained(time.process_time() - start, done, _one_by_one(find))
+
+
+def _one_by_one(find: Callable[[Volume, InstanceSet], Found]) -> Find:
+    return lambda volumes, likes: [find(volume, like) for volume, like in zip(volumes, likes, strict=True)]
 
 
 # -- semantic ---------------------------------------------------------------------------------------------
@@ -145,7 +152,7 @@ def train_unet(cases: Sequence[Case], seed: int, seconds: float, depth_mm: float
             found[name] = (way(), network + time.process_time() - begun)
         return found
 
-    return Trained(time.process_time() - start, done, find)
+    return Trained(time.process_time() - start, done, _one_by_one(find))
 
 
 # -- one-stage --------------------------------------------------------------------------------------------
@@ -167,25 +174,33 @@ def train_yolo(cases: Sequence[Case], seed: int, seconds: float, python: Path, m
     words = ["train", str(root), model, str(side), str(seed), str(seconds), str(torch.get_num_threads())]
     report = _run_yolo(python, words, {"names": names})
 
-    def find(volume: Volume, like: InstanceSet) -> Found:
-        np.save(root / "volume.npy", _bytes(inputs_of(volume, plan)))
+    def find(volumes: Sequence[Volume], likes: Sequence[InstanceSet]) -> list[Found]:
+        for number, volume in enumerate(volumes):
+            np.save(root / f"volume_{number:03d}.npy", _bytes(inputs_of(volume, plan)))
         spent = _run_yolo(python, ["find", str(root), report["weights"], str(side), str(torch.get_num_threads())], {})
-        begun = time.process_time()
-        with np.load(root / "found.npz") as found:
-            parts = [
-                (np.asarray(box, np.float64), like.labels.ids[int(name)], cut_mask(mask, box, MASK_SIZE))
-                for box, name, mask in zip(found["boxes"], found["classes"], found["masks"].astype(bool), strict=True)
-            ]
-            where, scores = found["slices"], found["scores"]
-        slices = [
-            detections(z, [parts[i] for i in np.flatnonzero(where == z)], scores[where == z].tolist())
-            for z in range(volume.array.shape[0])
-        ]
-        instances = linked(slices, like)
-        return {"YOLO, linked by medseg": (instances, spent["seconds"] + time.process_time() - begun)}
+        results: list[Found] = []
+        for number, (like, seconds) in enumerate(zip(likes, spent["seconds"], strict=True)):
+            begun = time.process_time()
+            instances = linked(_read_found(root / f"found_{number:03d}.npz", like), like)
+            results.append({"YOLO, linked by medseg": (instances, seconds + time.process_time() - begun)})
+        return results
 
     find.folder = folder  # type: ignore[attr-defined]  # lives as long as what needs it
     return Trained(report["seconds"], report["samples"], find)
+
+
+def _read_found(path: Path, like: InstanceSet) -> list[Detections]:
+    """Return what YOLO found in a volume, slice by slice, masks in their boxes."""
+    with np.load(path) as found:
+        rows = [
+            (np.asarray(box, np.float64), like.labels.ids[int(name)], cut_mask(mask, box, MASK_SIZE))
+            for box, name, mask in zip(found["boxes"], found["classes"], found["masks"].astype(bool), strict=True)
+        ]
+        where, scores = found["slices"], found["scores"]
+    return [
+        detections(z, [rows[i] for i in np.flatnonzero(where == z)], scores[where == z].tolist())
+        for z in range(like.geometry.spatial_shape[0])
+    ]
 
 
 def _bytes(inputs: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -66,26 +66,30 @@ def train(folder: Path, model: str, side: int, seed: int, seconds: float, names:
 
 
 def find(folder: Path, weights: str, side: int) -> dict[str, Any]:
-    """Write what is found in the slices of volume.npy to found.npz."""
-    network, volume = YOLO(weights), np.load(folder / "volume.npy")
-    network.predict(volume[0], imgsz=side, device="cpu", verbose=False)  # what is done once is not counted
-    found: dict[str, list[Any]] = {"slices": [], "boxes": [], "scores": [], "classes": [], "masks": []}
-    start = time.process_time()
-    for z, image in enumerate(volume):
-        result = network.predict(
-            image, imgsz=side, device="cpu", conf=0.3, iou=0.5, retina_masks=True, verbose=False
-        )[0]  # fmt: skip
-        if result.masks is None:
-            continue
-        found["slices"] += [z] * len(result.boxes)
-        found["boxes"] += result.boxes.xyxy.tolist()
-        found["scores"] += result.boxes.conf.tolist()
-        found["classes"] += result.boxes.cls.int().tolist()
-        found["masks"] += list(result.masks.data.numpy() > 0.5)
-    seconds = time.process_time() - start
-    shapes = {"boxes": (-1, 4), "masks": (-1, *volume.shape[1:3])}
-    np.savez(folder / "found.npz", **{k: np.array(v).reshape(shapes.get(k, (-1,))) for k, v in found.items()})
-    return {"seconds": seconds, "found": len(found["slices"])}
+    """Write what is found in the slices of each volume_*.npy to found_*.npz; return processor seconds of each."""
+    network, spent = YOLO(weights), []
+    paths = sorted(folder.glob("volume_*.npy"))
+    network.predict(np.load(paths[0])[0], imgsz=side, device="cpu", verbose=False)  # what is done once is not counted
+    for path in paths:
+        volume = np.load(path)
+        found: dict[str, list[Any]] = {"slices": [], "boxes": [], "scores": [], "classes": [], "masks": []}
+        start = time.process_time()
+        for z, image in enumerate(volume):
+            result = network.predict(
+                image, imgsz=side, device="cpu", conf=0.3, iou=0.5, retina_masks=True, verbose=False
+            )[0]  # fmt: skip
+            if result.masks is None:
+                continue
+            found["slices"] += [z] * len(result.boxes)
+            found["boxes"] += result.boxes.xyxy.tolist()
+            found["scores"] += result.boxes.conf.tolist()
+            found["classes"] += result.boxes.cls.int().tolist()
+            found["masks"] += list(result.masks.data.numpy() > 0.5)
+        spent.append(time.process_time() - start)
+        shapes = {"boxes": (-1, 4), "masks": (-1, *volume.shape[1:3])}
+        arrays = {key: np.array(values).reshape(shapes.get(key, (-1,))) for key, values in found.items()}
+        np.savez(folder / path.name.replace("volume", "found").replace(".npy", ".npz"), **arrays)
+    return {"seconds": spent}
 
 
 if __name__ == "__main__":

@@ -133,5 +133,14 @@ def test_yolo_is_given_outlines_and_its_failure_is_told(tmp_path: Path, truth: I
     assert outline.max(axis=0) == pytest.approx([38, 25], abs=0.01)
     assert (tmp_path / "labels" / "a_000.txt").read_text() == ""
     assert np.load(tmp_path / "a.npy").shape == (9, 30, 44, 3)
+    masks = np.stack([truth.full_mask(i.id)[4] for i in truth if i.label == 2])
+    boxes = np.array([[4, 6, 15, 19], [15, 6, 25, 19], [30, 20, 38, 25]], float)
+    scores, where = np.array([0.5, 0.6, 0.7], np.float32), np.array([4, 4, 5])
+    np.savez(tmp_path / "f.npz", boxes=boxes, classes=np.ones(3, int), masks=masks, slices=where, scores=scores)
+    found = systems._read_found(tmp_path / "f.npz", truth)
+    assert [len(d) for d in found] == [0, 0, 0, 0, 2, 1, 0, 0, 0] and found[5].labels.tolist() == [2]
+    assert (
+        found[4].scores.tolist() == pytest.approx([0.5, 0.6]) and found[5].masks[0, 6:-6, 6:-6].min() == 1
+    )  # it fills its box
     with pytest.raises(RuntimeError, match="the YOLO program failed"):
         systems._run_yolo(Path(sys.executable), ["find", str(tmp_path), "none.pt", "64", "1"], {})
