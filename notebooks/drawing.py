@@ -11,11 +11,14 @@ from IPython.display import Image, Markdown, display
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image as Pixels
 
 from medseg.reporting.plots import COLOURS as COLOURS
 from medseg.reporting.tiles import outlines
@@ -44,11 +47,15 @@ def panels(rows: int, columns: int, height: float, width: float = WIDTH_INCHES, 
         return figure, figure.subplots(rows, columns, **settings)
 
 
-def show(figure: Figure, dpi: int = 90) -> None:
+def show(figure: Figure, dpi: int = 85) -> None:
     """Show a figure under the cell."""
-    png = io.BytesIO()
+    drawn, png = io.BytesIO(), io.BytesIO()
     with rc_context(LOOK):
-        figure.savefig(png, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+        figure.savefig(drawn, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    # Rounded to 32 shades of each colour: half the bytes in the saved notebook.
+    shades = np.asarray(Pixels.open(drawn).convert("RGB")).astype(int)
+    rounded = np.where(shades == 255, 255, np.minimum((shades + 4) // 8 * 8, 255)).astype(np.uint8)
+    Pixels.fromarray(rounded).save(png, format="png", optimize=True)
     display(Image(png.getvalue()))
 
 
@@ -94,7 +101,9 @@ def heat(axes: Axes, image: NDArray, values: NDArray, title: str, top: float = 1
     height, width = image.shape
     extent = (0, width, height, 0)
     axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], extent=extent)
-    drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, extent=extent, alpha=0.65)
+    shares = np.clip(0.1 + 0.9 * values / top, 0, 1)
+    axes.imshow(values, cmap="viridis", vmin=0, vmax=top, extent=extent, alpha=shares)
+    drawn = ScalarMappable(Normalize(0, top), "viridis")
     axes.set_title(title)
     axes.axis("off")
     return drawn
