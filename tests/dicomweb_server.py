@@ -1,6 +1,7 @@
 """A small DICOMweb server on loopback that misbehaves as it is told; it says names and secrets wherever it can."""
 
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -132,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, code: int, kind: str, body: bytes, fault: Fault = None, **headers: str) -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
+        self.send_header("Warning", f'299 archive "{MARK} {self.headers.get("Authorization", "")}"')
         for name, value in headers.items():
             self.send_header(name, value)
         if self.dicomweb.retry_after and code >= 400:
@@ -149,17 +151,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # who asked may go away
+        if not isinstance(sys.exc_info()[1], ConnectionError | ssl.SSLError):  # who asked may go away
             super().handle_error(request, client_address)
 
 
 @contextmanager
-def dicomweb_serving(objects: list[Dataset]) -> Iterator[DicomwebServer]:
-    """Serve data sets until the block ends."""
+def dicomweb_serving(objects: list[Dataset], tls: ssl.SSLContext | None = None) -> Iterator[DicomwebServer]:
+    """Serve data sets until the block ends, over TLS where a context is given."""
     server = DicomwebServer(objects)
     handler = type("Handler", (_Handler,), {"dicomweb": server})
     with _Server(("127.0.0.1", 0), handler) as http:
-        server.url = f"http://127.0.0.1:{http.server_address[1]}"
+        if tls is not None:
+            http.socket = tls.wrap_socket(http.socket, server_side=True)
+        server.url = f"http{'s' if tls else ''}://127.0.0.1:{http.server_address[1]}"
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -31,6 +31,8 @@ from medseg.pacs.search import find_one_series
 from medseg.values.placement import place
 
 Pacs = Callable[..., Run]
+#: StudyDate of each phantom.
+DATES = ("20240530", "20240531", "20240601", "20240602")
 
 
 def write_run(folder: Path, seed: int) -> Path:
@@ -56,7 +58,7 @@ def write_study(folder: Path, seed: int) -> list[pydicom.Dataset]:
     write_ct_series(folder, simple_case(seed)[0], seed=seed, description="phantom")
     for path in folder.iterdir():
         ds = pydicom.dcmread(path)
-        ds.PatientName, ds.PatientID, ds.StudyDate = f"{MARK}^Name", f"{MARK}-ID", f"2024053{seed}"
+        ds.PatientName, ds.PatientID, ds.StudyDate = f"{MARK}^Name", f"{MARK}-ID", DATES[seed]
         ds.save_as(path)
     return read_series(folder)
 
@@ -166,9 +168,13 @@ def test_watching(pacs: Pacs, client: DICOMwebClient, archive: Orthanc, tmp_path
     assert refers == {images[seed][0].SeriesInstanceUID for seed in range(2)}
     again = pacs(*watch, "--until", "2024-05-31")
     assert again.code == 0 and "0 series predicted, 2 skipped" in again.err and len(series_of(client, "SEG")) == 2
-    watch[3] = runs[1]  # another model: its result is not there yet
+    # Another model: its result is not there yet.
+    series = ["--series", images[0][0].SeriesInstanceUID, "--series", missing]
+    two = pacs("predict", *series, "-m", runs[1], "-o", out, "--threads", 1, "--no-report")
+    assert two.code == 1 and "1 of 2 series failed" in two.err and len(series_of(client, "SEG")) == 3
+    watch[3] = runs[1]
     other = pacs(*watch, "--until", "2024-05-30")
-    assert other.code == 0 and "1 series predicted, 0 skipped" in other.err and len(series_of(client, "SEG")) == 3
+    assert other.code == 0 and "0 series predicted, 1 skipped" in other.err and len(series_of(client, "SEG")) == 3
 
     connection = Connection(url=archive.url, credentials=Credentials(user=USER, password=PASSWORD))
     entry = find_one_series(Archive(connection), images[0][0].SeriesInstanceUID)

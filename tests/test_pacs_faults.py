@@ -2,7 +2,10 @@
 
 import base64
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -118,13 +121,12 @@ def test_faults_of_the_archive(
         assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_is_down() -> None:
+def test_a_server_that_is_down(pacs: Pacs) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/dicom-web"
-        # In a process of its own, where Python prints what libraries log and nobody handles.
-        (run,) = run_all([["pacs", "query", "--url", url, "--retries", 0]])
-    assert run.refusal() == f"error: {url}: a search: the connection is refused; asked 1 times, try again later"
+        line = pacs("query", "--url", url, "--retries", 0).refusal()
+    assert line == f"error: {url}: a search: the connection is refused; asked 1 times, try again later"
 
 
 def test_a_server_that_says_nothing(pacs: Pacs) -> None:
@@ -204,6 +206,12 @@ def test_passing_faults_are_repeated(server: DicomwebServer, tmp_path: Path) -> 
             fetch_series(archive, series, tmp_path / "b")
         assert not isinstance(refused.value, UnreachableError)
     assert len(waits) == 5 and sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_what_libraries_log_is_not_printed(server: DicomwebServer) -> None:
+    """In a process of its own, where Python prints what nobody handles; every answer has a Warning header."""
+    (run,) = run_all([["pacs", "query", "--url", server.url]])
+    assert run.code == 0 and SERIES in run.out and run.err == "1 series in 1 studies\n"
 
 
 # -- storing --------------------------------------------------------------------------------------------------
@@ -291,6 +299,52 @@ def test_connections_that_make_no_sense(settings: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(expected)) as refused:
         Connection(**settings)
     assert "hidden" not in str(refused.value)
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a certificate for loopback that nobody signed, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    what = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command = ["openssl", "req", "-x509", *curve, *what, "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    key.chmod(0o600)
+    return certificate, key
+
+
+def test_tls(pacs: Pacs, folder: Path, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "server")
+    client, client_key = make_certificate(tmp_path, "client")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with dicomweb_serving(read_series(folder), context) as server:
+        query = ["query", "--url", server.url, "--retries", 1]
+        assert "no TLS connection (self-signed certificate); see --ca-bundle" in pacs(*query).refusal()
+        assert pacs(*query, "--ca-bundle", certificate).code == 0
+        assert "no TLS connection (self-signed certificate)" in pacs(*query, "--ca-bundle", client).refusal()
+        assert (
+            "IM0000.dcm: no certificates in PEM in it" in pacs(*query, "--ca-bundle", folder / "IM0000.dcm").refusal()
+        )
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(client)
+    with dicomweb_serving(read_series(folder), context) as server:
+        query = ["query", "--url", server.url, "--retries", 0, "--ca-bundle", certificate]
+        assert pacs(*query).code == 2
+        assert pacs(*query, "--client-cert", client, "--client-key", client_key).code == 0
+        line = pacs(*query, "--client-cert", client, "--client-key", key).refusal()
+        assert "cannot be used with the key in" in line and "and no passphrase" in line
+        client_key.chmod(0o640)
+        line = pacs(*query, "--client-cert", client, "--client-key", client_key).refusal()
+        assert "client.key: others may read this file (mode 640)" in line
+    client_key.chmod(0o600)
+    locked = tmp_path / "locked.key"
+    encrypt = ["openssl", "pkey", "-in", client_key, "-aes256", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(encrypt, check=True, capture_output=True)
+    locked.chmod(0o600)
+    line = pacs(*query, "--client-cert", client, "--client-key", locked).refusal()
+    assert "cannot be used with the key in" in line
 
 
 def test_clear_text_is_warned_of() -> None:

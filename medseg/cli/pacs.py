@@ -73,7 +73,7 @@ def query(
 
     rules = read_rules(study, modality, description, since, until, min_slices)
     archive = open_archive(url, credentials, ca_bundle, client_cert, client_key, timeout, retries)
-    found = list(find_wanted(archive, rules))
+    found = list(find_wanted(archive, rules, console.track))
     if as_json:
         console.out.print_json(json.dumps({"studies": [_study_row(*row) for row in found]}))
     else:

@@ -5,6 +5,7 @@ says of patients is never looked at, and no message quotes what it answers.
 """
 
 import logging
+import ssl
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,8 @@ REFUSALS = {
     401: "not logged in, or a wrong user, password or token; see docs/pacs.md for where credentials come from",
     403: "these credentials may not do that; ask who runs the archive",
     404: "there is no such thing; check --url, which ends where /studies would follow, and the UIDs",
+    409: "it did not store what was sent; its log may say why",
+    413: "it is too large for this archive; ask who runs it",
 }
 LONGEST_WAIT_S = 60.0
 #: Results of a search asked for at once; archives may give fewer.
@@ -81,16 +84,29 @@ class Connection:
             raise ConfigError(f"--retries {self.retries}: expected 0 to 20")
         if self.client_key is not None and self.client_certificate is None:
             raise ConfigError("--client-key: belongs to a certificate; give --client-cert too")
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Try certificates and keys now, or the first request would, and tell it as a fault of the archive."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         for option, path in (("--ca-bundle", self.ca_bundle), ("--client-cert", self.client_certificate)):
             if path is not None and not path.is_file():
                 raise ConfigError(f"{option} {path}: no such file, expected certificates in PEM")
+        if self.ca_bundle is not None:
+            try:
+                context.load_verify_locations(self.ca_bundle)
+            except OSError:
+                raise ConfigError(f"--ca-bundle {self.ca_bundle}: no certificates in PEM in it") from None
         if self.client_certificate is not None:
-            key = read_private(self.client_key or self.client_certificate)
-            if b"ENCRYPTED" in key:
+            key = self.client_key or self.client_certificate
+            read_private(key)
+            try:
+                context.load_cert_chain(self.client_certificate, key, password="")  # or it would ask for a passphrase
+            except OSError:
                 raise ConfigError(
-                    f"{self.client_key or self.client_certificate}: the key asks for a passphrase, which nobody could "
-                    "type; store it without one (openssl rsa), readable by you only"
-                )
+                    f"--client-cert {self.client_certificate}: cannot be used with the key in {key}; expected PEM, a "
+                    "key that belongs to the certificate, and no passphrase"
+                ) from None
 
     @property
     def place(self) -> str:
@@ -122,8 +138,8 @@ class Archive:
         import requests
         from dicomweb_client.web import DICOMwebClient
 
-        for name in ("dicomweb_client", "retrying", "urllib3"):  # without a handler Python prints their warnings
-            logging.getLogger(name).addHandler(logging.NullHandler())
+        # It logs what an archive says in a Warning header, and without a handler Python prints that.
+        logging.getLogger("dicomweb_client").addHandler(logging.NullHandler())
         self.connection = connection
         self.sleep = sleep
         self._note = note

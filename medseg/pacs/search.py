@@ -9,6 +9,7 @@ from typing import Any
 from medseg.errors import ArchiveError, ConfigError, InputError
 from medseg.labels import one_line
 from medseg.pacs.connection import Archive
+from medseg.progress import Track, silent
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _STUDY_FIELDS = ("StudyDescription", "ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
@@ -159,13 +160,16 @@ def find_series(archive: Archive, study_uid: str) -> list[SeriesEntry]:
     return sorted(entries, key=lambda s: (s.number is None, s.number or 0, s.uid))
 
 
-def find_wanted(archive: Archive, rules: Rules) -> Iterator[tuple[StudyEntry, list[SeriesEntry]]]:
-    """Yield each study that holds wanted series, with these.
+def find_wanted(
+    archive: Archive, rules: Rules, track: Track = silent
+) -> Iterator[tuple[StudyEntry, list[SeriesEntry]]]:
+    """Yield each study that holds wanted series, with these; asks once for each study.
 
     Raises:
         ArchiveError: the archive refuses, or does not answer.
     """
-    for study in find_studies(archive, rules):
+    studies = find_studies(archive, rules)
+    for study in track(studies, "asking for series", total=len(studies)):
         wanted = [series for series in find_series(archive, study.uid) if rules.fits(study, series)]
         if wanted:
             yield study, wanted
