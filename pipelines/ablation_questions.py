@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field
@@ -161,25 +162,33 @@ def read_figures(path: Path) -> Figures:
 
 
 def summarise(folder: Path, questions: list[str], seeds: list[int], steps: int) -> dict[str, Any]:
-    """Return per question the rows over the runs that are there; means of classes."""
-    tables, seconds = {}, []
+    """Return per question the rows of the means of classes; a question that lacks a run is named and left out."""
+    tables: dict[str, Any] = {}
+    missing, runs = [], {}
     for question in questions:
         found: dict[str, dict[int, Figures]] = {}
         for name, setting in QUESTIONS[question].items():
             files = {seed: folder / f"{key_of(setting, steps)}_seed{seed}.json" for seed in seeds}
-            found[name] = {seed: read_figures(path) for seed, path in files.items() if path.is_file()}
-            seconds += [
-                json.loads(p.read_text())["processor_seconds"]["training"] for p in files.values() if p.is_file()
-            ]
-        if all(found.values()):
-            tables[question] = [
-                {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-                for row in tabulate(found)
-                if row["class"] == "mean of classes"
-            ]
-    cohort = {"training": len(TRAIN), "test": len(TEST), "pixel_mm": PIXEL_MM, "scored_slices_mm": SCORED_MM}
-    spent = {"median": sorted(seconds)[len(seconds) // 2], "most": max(seconds)} if seconds else None
-    return {"phantoms": cohort, "steps": steps, "processor_seconds_of_a_training": spent, "questions": tables}
+            there = {seed: path for seed, path in files.items() if path.is_file()}
+            runs |= {path.name: json.loads(path.read_text(encoding="utf-8")) for path in there.values()}
+            found[name] = {seed: read_figures(path) for seed, path in there.items()}
+        if any(len(by_seed) < len(seeds) for by_seed in found.values()):
+            missing.append(question)
+            continue
+        tables[question] = [
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+            for row in tabulate(found)
+            if row["class"] == "mean of classes"
+        ]
+    spent = [run["processor_seconds"]["training"] for run in runs.values()]
+    return {
+        "phantoms": {"training": len(TRAIN), "test": len(TEST), "pixel_mm": PIXEL_MM, "scored_slices_mm": SCORED_MM},
+        "cross_sections": sorted({run["cross_sections"] for run in runs.values()}),
+        "steps": steps,
+        "processor_seconds_of_a_training": {"median": statistics.median(spent), "most": max(spent)},
+        "questions": tables,
+        "unfinished": missing,
+    }
 
 
 def main(words: list[str]) -> None:
@@ -189,11 +198,12 @@ def main(words: list[str]) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--question", action="append", choices=[*QUESTIONS], help="default: all")
     parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--tabulate", action="store_true", help="make no runs, show those that are there")
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     questions = args.question or [*QUESTIONS]
-    for seed in args.seeds:
+    for seed in () if args.tabulate else args.seeds:
         for question in questions:
             for name, setting in QUESTIONS[question].items():
                 path = args.runs / f"{key_of(setting, args.steps)}_seed{seed}.json"

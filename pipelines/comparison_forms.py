@@ -69,10 +69,15 @@ def components(masks: Masks, like: InstanceSet, depth_mm: float | None = None) -
 
 
 def _cut(mask: NDArray[np.bool_], like: InstanceSet, depth_mm: float) -> NDArray[np.int32]:
-    """Return [Z, Y, X] the basin of each voxel, of the distance from the outside."""
-    inside = ndimage.distance_transform_edt(mask, sampling=spacing_of(like.geometry))
-    seeds = cc3d.connected_components(h_maxima(inside, depth_mm), connectivity=26)
-    return np.asarray(watershed(-inside, seeds.astype(np.int32), mask=mask), np.int32)
+    """Return [Z, Y, X] the basin of each voxel, of the distance from the outside, component by component."""
+    whole, basins = cc3d.connected_components(mask, connectivity=26), np.zeros(mask.shape, np.int32)
+    for number, window in enumerate(ndimage.find_objects(whole.astype(np.int32)), 1):
+        part = whole[window] == number
+        inside = ndimage.distance_transform_edt(np.pad(part, 1), sampling=spacing_of(like.geometry))[1:-1, 1:-1, 1:-1]
+        seeds = cc3d.connected_components(h_maxima(inside, depth_mm), connectivity=26)
+        found = watershed(-inside, seeds.astype(np.int32), mask=part)
+        basins[window][part] = found[part] + basins.max()
+    return basins
 
 
 def best_depth(truths: Sequence[InstanceSet]) -> float:
