@@ -38,6 +38,7 @@ from medseg.training.distributed import World, first_does, join
 from medseg.training.folds import Fold
 from medseg.training.loop import train
 from medseg.training.step import Stepper, groups_of
+from medseg.training.stopping import SIGNALS, Stopping
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -164,8 +165,9 @@ def test_more_processes_than_samples_are_refused(prepared: Path, tmp_path: Path)
         train([load_case(prepared, "case0")], tiny_plan(SMALL), tmp_path, CPU, world=World(rank=0, size=6))
 
 
-def test_torchrun_resumes_trains_validates_and_saves_once(tmp_path: Path) -> None:
-    """One process begins and is stopped; two go on, to what one alone comes to."""
+def test_two_nodes_resume_train_validate_and_save_once(tmp_path: Path) -> None:
+    """One process begins and is stopped; two go on, as two nodes do that know each other's address, to what one alone
+    comes to. (tests/test_slurm.py has nodes that find each other by c10d.)"""
     folder = write_simple_cohort(tmp_path / "cohort")
     settings = {**SMALL, "training.steps": 3, "training.batch_size": 3, "training.validate_every": 2,
                 "inference.score_threshold": 0.9}  # fmt: skip
@@ -173,12 +175,21 @@ def test_torchrun_resumes_trains_validates_and_saves_once(tmp_path: Path) -> Non
     train_cohort(folder, tmp_path / "one", CPU, settings=settings, fold=fold)
     run = tmp_path / "two"
     assert train_cohort(folder, run, CPU, settings=settings, fold=fold, track=interrupting(1)).steps == 1
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    verb = ["-m", "medseg", "train", folder, "-o", run, "--resume", "--device", "cpu", "--threads", "1"]
-    command = list(map(str, torchrun + verb))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained 3 steps") == 1 and "Traceback" not in done.stderr, done.stderr
+    place = ["--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1", "--master-port", free_port()]
+    verb = ["-m", "medseg", "train", folder, "-o", run, "--resume", "--device", "cpu", "--threads", 1]
+    nodes = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", *place, "--node-rank", rank, *verb]
+        pipe = subprocess.PIPE
+        nodes.append(subprocess.Popen([*map(str, command)], env=environment(), stdout=pipe, stderr=pipe, text=True))
+    try:
+        told = [node.communicate(timeout=500) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], told
+    assert ["trained 3 steps" in out for out, _ in told] == [True, False], told
+    assert not any("Traceback" in err for _, err in told), told
     assert [p.name for p in find_checkpoints(run)] == ["step_00000003.safetensors"]
     record = json.loads((run / "run.json").read_text())
     assert (record["status"], record["steps"], record["validation"]["cases"]) == ("finished", 3, 1)
@@ -220,6 +231,45 @@ def test_ctrl_c_ends_torchrun_before_it_kills(tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "interrupted" and record["steps"] >= 1
     assert find_checkpoints(run)[0].name == f"step_{record['steps']:08d}.safetensors"
+
+
+class Second(World):
+    """One of two processes, of which the other has been told to stop, or not."""
+
+    other_told = 0.0
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        return tensor + self.other_told
+
+
+def test_an_order_to_one_process_is_heeded_by_all_after_the_same_step() -> None:
+    world = Second(rank=1, size=2)
+    before = [signal.signal(number, signal.default_int_handler) for number in SIGNALS]
+    try:
+        stopping = Stopping(world)
+        with stopping.kept():
+            stopping.heed(CPU)  # nobody was told
+            with stopping.at_once(), pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                stopping.heed(CPU)
+            with pytest.raises(KeyboardInterrupt), stopping.at_once():
+                pytest.fail("the order came before")
+            signal.raise_signal(signal.SIGHUP)  # while it saves
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.default_int_handler}
+        Second.other_told = 1.0
+        with Stopping(world).kept(), pytest.raises(KeyboardInterrupt):
+            Stopping(world).heed(CPU)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with Stopping(world).kept():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with Stopping(World()).kept(), pytest.raises(KeyboardInterrupt):  # alone
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        Second.other_told = 0.0
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_what_torchrun_says_is_read_whole_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:

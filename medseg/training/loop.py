@@ -25,6 +25,7 @@ from medseg.training.final_validation import FinalValidation
 from medseg.training.outputs import Outputs
 from medseg.training.state import TrainingState
 from medseg.training.step import Stepper
+from medseg.training.stopping import Stopping
 from medseg.training.validation import Validator
 from medseg.values.plan import Plan, TrainingPlan
 
@@ -111,18 +112,20 @@ def train(
         due = state.step % settings.validate_every == 0 or state.step == settings.steps
         if not validating or not due or state.validated == state.step:
             return False
-        found = validator(state.average.values, state.step, track) if validator else None
-        if found:
-            outputs.add_validation(found)
-        state.judge(*world.tell([found.score, found.is_best, found.stop] if found else [math.nan, 0, 0]))
-        outputs.save_checkpoint()
+        with stopping.at_once():
+            found = validator(state.average.values, state.step, track) if validator else None
+            if found:
+                outputs.add_validation(found)
+            state.judge(*world.tell([found.score, found.is_best, found.stop] if found else [math.nan, 0, 0]))
+            outputs.save_checkpoint()
         return True
 
     dataset = SliceDataset(cases, plan, settings.steps * settings.batch_size, settings.seed)
     loader = _loader(dataset, state, settings, world, device)
     stepper = Stepper(state.model, settings, device, world)
+    stopping = Stopping(world)
     loss, interrupted = math.nan, False
-    with Outputs(run, state, world, tensorboard) as outputs:
+    with Outputs(run, state, world, tensorboard) as outputs, stopping.kept():
         try:
             if initialise and not checkpoint:
                 outputs.save_checkpoint()  # a resumed run needs no weights to begin with
@@ -137,6 +140,7 @@ def train(
                     state.advance()
                     outputs.add_row([state.step, rate, loss, *losses.values()])
                 show(_standing(state, loss))
+                stopping.heed(device)
                 if not validate_if_due() and state.step % settings.checkpoint_every == 0:
                     outputs.save_checkpoint()
                 if state.finished:
