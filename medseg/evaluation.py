@@ -12,11 +12,14 @@ from pathlib import Path
 from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
+from medseg.cluster.connect import Cluster
+from medseg.cluster.run import run_cases
 from medseg.data.cohort import lists_cases
 from medseg.data.label_cases import find_label_cases
 from medseg.errors import ConfigError, InputError, MedsegError
 from medseg.io.atomic import check_folder, write_csv, write_json
 from medseg.io.cohort_table import CohortRow, read_label_file
+from medseg.io.failures import Failure, write_failures
 from medseg.io.instance_pairs import read_pair
 from medseg.io.patient_folders import LAYOUT, folder_places, without_folders
 from medseg.labels import Colour, Kind, LabelTable
@@ -119,9 +122,12 @@ def evaluate_files(
     kinds: Mapping[str, Kind] | None = None,
     image: Path | str | None = None,
     workers: int = 1,
+    cluster: Cluster | None = None,
     track: Track = silent,
 ) -> Evaluation:
     """Evaluate every case of a reference and write per_instance.csv, per_case.csv and summary.json.
+
+    Where cases fail there is a failures.csv as well (`medseg.io.failures`).
 
     Args:
         reference, prediction: a label file, a folder of them, or a cohort (`medseg.data.label_cases`).
@@ -134,6 +140,7 @@ def evaluate_files(
             in a cohort each case has its own.
         workers: processes that evaluate cases, 1 or more; the results do not depend on it. A script that asks for
             more than one guards its own start with ``if __name__ == "__main__"``.
+        cluster: evaluates cases in place of them (`medseg.cluster.connect.connected`).
         track: reports progress over cases.
 
     Returns:
@@ -180,15 +187,18 @@ def evaluate_files(
         for name, row in references.items()
         if name in predictions
     ]  # fmt: skip
-    failures = {name: f"no prediction in {prediction}" for name in references if name not in predictions}
-    failures |= {case.name: case.reason for case in found.broken if case.name in references}
-    failures |= {case.name: case.reason for case in known.broken}
+    failed = {name: f"no prediction in {prediction}" for name in references if name not in predictions}
+    failed |= {case.name: case.reason for case in found.broken if case.name in references}
+    failed |= {case.name: case.reason for case in known.broken}
+    failures = {name: Failure(stage="find", reason=reason) for name, reason in failed.items()}
     cases: dict[str, CaseResult] = {}
     remarks: dict[str, tuple[str, ...]] = {}
     ids: dict[str, dict[str, int | None]] = {}
     colours: dict[str, Colour] = {}
-    for job, done in zip(jobs, track(_evaluate_all(jobs, workers), "evaluating", len(jobs)), strict=True):
-        if isinstance(done, str):
+    outcomes = dict(track(_evaluate_all(jobs, workers, cluster), "evaluating", len(jobs)))
+    for job in jobs:  # in their order, whichever was done first
+        done = outcomes[job.row.name]
+        if isinstance(done, Failure):
             failures[job.row.name] = done
         else:
             cases[job.row.name] = done.result
@@ -196,13 +206,16 @@ def evaluate_files(
             if done.remarks:
                 remarks[job.row.name] = done.remarks
     if not cases:
-        name, reason = next(iter(failures.items()))
-        raise InputError(f"none of {len(failures)} cases could be evaluated; the first, {name}: {reason}")
+        name, failure = next(iter(failures.items()))
+        raise InputError(f"none of {len(failures)} cases could be evaluated; the first, {name}: {failure.reason}")
     folders = {
         folder: place
         for cohort, path in ((known, reference), (found, prediction))
         if cohort.layout == LAYOUT
         for folder, place in folder_places(path).items()
+    }
+    told = {
+        name: replace(failure, reason=without_folders(failure.reason, folders)) for name, failure in failures.items()
     }
     extra = tuple(sorted(predictions.keys() - references.keys() - failures.keys()))
     summary = summarise(
@@ -212,19 +225,21 @@ def evaluate_files(
         froc_iou=settings.froc_iou,
         size_edges_mm=settings.size_edges_mm,
     ) | {
-        "failures": {name: without_folders(reason, folders) for name, reason in failures.items()},
+        "failures": {name: failure.reason for name, failure in told.items()},
         "predictions_without_reference": list(extra),
         "labels": ids,
         "colours": colours,
         "remarks": {name: tuple(without_folders(line, folders) for line in lines) for name, lines in remarks.items()},
     }
-    files = (out / "per_instance.csv", out / "per_case.csv", out / "summary.json")
+    files = [out / "per_instance.csv", out / "per_case.csv", out / "summary.json"]
     surfaces = surface_columns(cases)
     write_csv(files[0], (*PER_INSTANCE_COLUMNS, *surfaces[1]), instance_rows(cases))
     write_csv(files[1], (*PER_CASE_COLUMNS, *surfaces[0]), case_rows(cases))
     write_json(files[2], summary)
+    failure_table = write_failures(out, told)
     return Evaluation(
-        settings=settings, cases=cases, failures=failures, extra=extra, summary=summary, files=files,
+        settings=settings, cases=cases, failures={name: failure.reason for name, failure in failures.items()},
+        extra=extra, summary=summary, files=(*files, *([failure_table] if failure_table else [])),
         sources={job.row.name: job for job in jobs if job.row.name in cases},
     )  # fmt: skip
 
@@ -239,6 +254,7 @@ def compare_files(
     kinds: Mapping[str, Kind] | None = None,
     image: Path | str | None = None,
     workers: int = 1,
+    cluster: Cluster | None = None,
     track: Track = silent,
 ) -> Comparison:
     """Evaluate two predictions of the same cases and compare them in pairs.
@@ -247,7 +263,7 @@ def compare_files(
     comparison.json beside them.
 
     Args:
-        reference, out, settings, labels, kinds, image, workers, track: see `evaluate_files`.
+        reference, out, settings, labels, kinds, image, workers, cluster, track: see `evaluate_files`.
         predictions: the two.
 
     Raises:
@@ -261,7 +277,7 @@ def compare_files(
     first, second = (
         evaluate_files(
             reference, prediction, out / f"prediction_{number}",
-            settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, track=track,
+            settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, cluster=cluster, track=track,
         )
         for number, prediction in enumerate(predictions, start=1)
     )  # fmt: skip
@@ -294,16 +310,19 @@ class _Done:
     remarks: tuple[str, ...]
 
 
-def _evaluate_all(jobs: Sequence[Source], workers: int) -> Iterator[_Done | str]:
-    """Yield the result of each job in order, or why there is none."""
+def _evaluate_all(
+    jobs: Sequence[Source], workers: int, cluster: Cluster | None
+) -> Iterator[tuple[str, _Done | Failure]]:
+    """Yield the name of each case with its result, or with why there is none; as they get done."""
+    cases = {job.row.name: job for job in jobs}
     workers = min(workers, len(jobs))
-    if workers < 2:
-        yield from map(_evaluate, jobs)
+    if workers < 2 or cluster is not None:
+        yield from run_cases(_evaluate, cases, cluster, stage="evaluate")
         return
     # Fresh processes: a fork of a process with threads may hang. Ctrl-C is the parent's affair.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal, initargs=(SIGINT, SIG_IGN))
     try:
-        yield from pool.map(_evaluate, jobs)
+        yield from zip(cases, pool.map(_evaluate, jobs), strict=True)
     except BrokenExecutor:
         raise InputError("a worker process died, perhaps for lack of memory; evaluate with fewer workers") from None
     finally:
@@ -335,7 +354,7 @@ def read_evaluated(source: Source, note: Note = unheard) -> tuple[InstanceSet, I
     return expected, found
 
 
-def _evaluate(job: Source) -> _Done | str:
+def _evaluate(job: Source) -> _Done | Failure:
     settings = job.settings
     remarks: list[str] = []
     try:
@@ -351,7 +370,7 @@ def _evaluate(job: Source) -> _Done | str:
             coco_slices=settings.coco_slices,
         )
     except MedsegError as error:
-        return " ".join(str(error).split())
+        return Failure(stage="evaluate", reason=" ".join(str(error).split()))
     colours = {label.name: label.colour for table in (found.labels, expected.labels) for label in table}
     return _Done(result=result, ids=_label_ids(expected, found), colours=colours, remarks=tuple(remarks))
 

@@ -13,17 +13,21 @@ from pathlib import Path
 
 import pytest
 from cluster_cases import work
-from network_fixtures import save_run, simple_case, tiny_plan
+from network_fixtures import TINY, save_run, simple_case, tiny_plan, write_simple_cohort
 from safetensors.torch import load_file, save_file
 
 from medseg.cli import main
 from medseg.cluster.choice import ClusterChoice, parse_cluster
 from medseg.cluster.connect import SETTINGS, Cluster, connected, start_local
 from medseg.cluster.run import run_cases
-from medseg.errors import ClusterError, ConfigError
+from medseg.data.check import check_cohort
+from medseg.data.cohort import find_cohort
+from medseg.errors import ClusterError, ConfigError, InputError
+from medseg.evaluation import evaluate_files
 from medseg.inference.run import WEIGHTS_FILE
 from medseg.io import write_volume
 from medseg.io.failures import Failure, read_failures, write_failures
+from medseg.training.cohort import prepare_cohort
 
 pytest.importorskip("distributed", reason="Dask is not installed (the extra cluster)")
 STUDIES = 24
@@ -290,10 +294,46 @@ def test_what_resume_takes_for_complete(cohort: Path, runs: tuple[Path, Path], m
         return printed
 
     assert "2 of 3 cases were complete already" in again()
-    shutil.copy(images / "s00.nii.gz", images / "s01.nii.gz")
     (out / "s00" / "s00.seg.nrrd").unlink()
+    shutil.copy(images / "s00.nii.gz", images / "s01.nii.gz")
+    assert "complete" not in again()
+    (out / "s00" / "s00_dseg.tsv").write_text("changed")
     (out / "s01" / "run.json").write_text("[]")
     assert "complete" not in again()
-    (out / "s01" / "s01_dseg.tsv").write_text("changed")
-    assert "1 of 3" in again()
     assert "complete" not in again("--batch-size", 1)
+
+
+# -- check, evaluate, prepare ----------------------------------------------------------------------------------
+
+
+def test_the_other_verbs_find_the_same_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    folder = write_simple_cohort(tmp_path, cases=3, shape=(12, 54, 62))
+    image = folder / "img_1.nii.gz"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:500])
+    found = find_cohort(folder)
+    report = check_cohort(found, cluster=cluster)
+    assert report == check_cohort(found) and [case.name for case in report.cases] == ["img_0", "img_2"]
+    assert [line[:12] for line in report.errors] == ["case img_1: "]
+
+    both = [folder / name for name in ("here", "there")]
+    scores = [evaluate_files(folder, folder, out, cluster=c) for out, c in zip(both, (None, cluster), strict=True)]
+    assert scores[0].summary == scores[1].summary and list(scores[0].cases) == list(scores[1].cases)
+    for name in ("per_case.csv", "per_instance.csv", "summary.json"):
+        assert (both[0] / name).read_bytes() == (both[1] / name).read_bytes()
+
+    settings = {**TINY, "input.spacing_mm": [3.0, 3.0]}
+    with pytest.raises(InputError, match="img_1"):
+        prepare_cohort(folder, folder / "none", settings=settings, cluster=cluster)
+    image.write_bytes(whole)
+    runs = [folder / name for name in ("run", "clustered")]
+    for run, workers in zip(runs, (None, cluster), strict=True):
+        prepare_cohort(folder, run, settings=settings, cluster=workers)
+        assert json.loads((run / "run.json").read_text())["status"] == "prepared"
+    first, second = ({path.name: path.read_bytes() for path in (run / "cases").iterdir()} for run in runs)
+    assert first == second and len(first) == 3 * 3 + 1
+    before = {path: path.stat().st_mtime_ns for path in (runs[1] / "cases").glob("img*")}
+    (runs[1] / "cases" / "img_2.json").unlink()
+    prepare_cohort(folder, runs[1], resume=True, cluster=cluster)
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.name[:5] for path in before if after[path] != before[path]} == {"img_2"}

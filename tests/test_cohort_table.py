@@ -8,6 +8,7 @@ import pytest
 from dicom_fixtures import SERIES, write_series
 from highdicom import VolumeGeometry
 
+from medseg.data.cohort import find_cohort, find_studies
 from medseg.errors import InputError
 from medseg.io.cohort_table import (
     names_patients,
@@ -126,3 +127,17 @@ def test_labels_beside_the_table(tmp_path: Path) -> None:
         (tmp_path / "labels.json").write_text(text)
         with pytest.raises(InputError, match="labels.json"):
             read_cohort_labels(tmp_path)
+
+
+def test_a_list_of_images_is_a_cohort_to_predict_on(tmp_path: Path) -> None:
+    (tmp_path / "a b.nii.gz").touch()
+    (tmp_path / "wanted.txt").write_text("a b.nii.gz\n\n../elsewhere/c.nrrd\n")
+    (tmp_path / "wanted.csv").write_text("image\na b.nii.gz\n../elsewhere/c.nrrd\n")
+    for name in ("wanted.txt", "wanted.csv"):
+        found = find_studies(tmp_path / name)
+        assert found is not None and found.channels == ("image",)
+        assert [(row.name, row.images) for row in found.rows] == [("a b", (tmp_path / "a b.nii.gz",))]
+        (broken,) = found.broken
+        assert broken.name == "c" and broken.reason.endswith(f"c.nrrd: no such file, but {name} lists it")
+        with pytest.raises(InputError, match=r"columns \['label'\] are missing"):
+            find_cohort(tmp_path / name)

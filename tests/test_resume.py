@@ -31,7 +31,7 @@ from medseg.data.cohort import find_cohort
 from medseg.errors import ConfigError, InputError, ModelError
 from medseg.io.atomic import write_json
 from medseg.training.checkpoint import find_checkpoints
-from medseg.training.cohort import train_cohort
+from medseg.training.cohort import prepare_cohort, train_cohort
 from medseg.training.folds import Fold
 from medseg.training.loop import TrainingResult, train
 from medseg.training.prepared import load_cases, prepare_cases
@@ -121,6 +121,21 @@ def test_killed_in_the_middle_of_an_epoch(cohort: Path, tmp_path: Path) -> None:
     record = json.loads((killed / "run.json").read_text())
     assert record["status"] == "finished" and record["validation"]["cases"] == 1
     assert not (killed / "cases").exists()
+
+
+def test_a_prepared_run_trains_as_one_that_was_not(cohort: Path, tmp_path: Path) -> None:
+    whole, prepared = tmp_path / "whole", tmp_path / "prepared"
+    settings = SETTINGS | {"training.steps": 2}
+    train_cohort(cohort, whole, CPU, settings=settings, fold="all")
+    prepare_cohort(cohort, prepared, settings=settings, fold="all")
+    with pytest.raises(ConfigError, match="exists and is not an empty folder"):
+        prepare_cohort(cohort, prepared, settings=settings, fold="all")
+    train_cohort(cohort, prepared, CPU, resume=True)
+    assert_same_run(whole, prepared)
+    first, second = (json.loads((run / "run.json").read_text()) for run in (whole, prepared))
+    assert first.pop("seconds") and second.pop("seconds") and first == second
+    with pytest.raises(ConfigError, match="its training has begun, and is prepared"):
+        prepare_cohort(cohort, prepared, resume=True)
 
 
 @pytest.mark.parametrize(

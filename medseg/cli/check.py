@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli import console
+from medseg.cli.compute import CLUSTER
+from medseg.cluster.choice import parse_cluster
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,18 +31,22 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the report.")] = Path("check.json"),
     kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    cluster: CLUSTER = None,
 ) -> None:
     """Read every case of a cohort: grids, objects, gaps, duplicates, intensities. Exit code 1 if there are errors."""
+    from medseg.cluster.connect import connected
     from medseg.data.check import check_cohort
     from medseg.data.cohort import find_cohort, parse_kind
     from medseg.errors import InputError
     from medseg.io.atomic import check_folder, write_json
 
+    choice = parse_cluster(cluster) if cluster else None
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a JSON file to write")
     check_folder(out.parent)
     found = find_cohort(cohort, dict(parse_kind(text) for text in kind or []), console.track)
-    report = check_cohort(found, console.track)
+    with connected(choice, note=console.tell) as workers:
+        report = check_cohort(found, console.track, workers)
     folders = _folders(found, cohort)
     data = describe(found, report, folders)
     if as_json:

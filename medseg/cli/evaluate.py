@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from medseg.cli import console
 from medseg.cli.check import KIND_HELP
+from medseg.cli.compute import CLUSTER
+from medseg.cluster.choice import parse_cluster
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,14 +79,19 @@ def run(
     resamples: Annotated[int, typer.Option("--resamples", help="Resampled cohorts for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the resampling.")] = 0,
     workers: Annotated[int, typer.Option("--workers", help="Processes that evaluate cases.")] = 1,
+    cluster: CLUSTER = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
 ) -> None:
     """Compare predictions with references: Dice, surfaces, objects found, FROC, AP, with intervals and plots."""
+    from medseg.cluster.connect import connected
     from medseg.data.cohort import parse_kind
     from medseg.evaluation import Settings, compare_files, evaluate_files
     from medseg.reporting.evaluation_report import clear_report, save_evaluation_report, save_worst_pictures
     from medseg.reporting.plots import save_comparison_plot, save_plots
 
+    choice = parse_cluster(cluster) if cluster else None
+    if choice and workers != 1:
+        raise ConfigError("--cluster and --workers: both say where cases are evaluated; leave out one")
     if len(prediction) > 2:
         raise ConfigError(f"{len(prediction)} predictions: give -p once, or twice to compare two")
     if metrics is MetricsOption.CHAOS and surface is not None:
@@ -101,20 +108,26 @@ def run(
         size_edges_mm=tuple(size_edge),
     )
     kinds = dict(parse_kind(text) for text in kind or [])
-    if len(prediction) == 1:
-        results = [
-            evaluate_files(
-                reference, prediction[0], out,
-                settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, track=console.track,
-            )
-        ]  # fmt: skip
+    with connected(choice, note=console.tell) as found:
+        both = None
+        if len(prediction) == 1:
+            results = [
+                evaluate_files(
+                    reference, prediction[0], out,
+                    settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, cluster=found,
+                    track=console.track,
+                )
+            ]  # fmt: skip
+        else:
+            both = compare_files(
+                reference, (prediction[0], prediction[1]), out,
+                settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, cluster=found,
+                track=console.track,
+            )  # fmt: skip
+            results = list(both.evaluations)
+    if both is None:
         files = [*results[0].files, *save_plots(results[0], out.absolute())]
     else:
-        both = compare_files(
-            reference, (prediction[0], prediction[1]), out,
-            settings=settings, labels=labels, kinds=kinds, image=image, workers=workers, track=console.track,
-        )  # fmt: skip
-        results = list(both.evaluations)
         files = [*both.files, *save_comparison_plot(both, out.absolute())]
         for number, result in enumerate(results, start=1):
             files += save_plots(result, out.absolute() / f"prediction_{number}")
@@ -126,7 +139,7 @@ def run(
         if len(results) == 2:
             console.out.print(f"{'second' if result is results[1] else 'first'} prediction: {path}", markup=False)
         _report(result)
-    if len(results) == 2:
+    if both is not None:
         console.out.print(comparison_table(both.summary))
     for file in files:
         console.wrote(file)

@@ -43,6 +43,7 @@ def _register() -> None:
         phantom,
         plan,
         predict,
+        prepare,
         report,
         train,
         tune_linking,
@@ -50,7 +51,7 @@ def _register() -> None:
 
     panels = {
         "Try it": (demo, phantom),
-        "From labelled cases to a model": (check, plan, train, tune_linking),
+        "From labelled cases to a model": (check, plan, prepare, train, tune_linking),
         "Use a model, and judge it": (predict, evaluate, report, measure),
         "Images and masks": (info, convert, export),
     }

@@ -6,15 +6,19 @@ its cases through, and holds them to the same errors.
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from highdicom import Volume
 
+from medseg.cluster.connect import Cluster
+from medseg.cluster.run import run_cases
 from medseg.data.check_case import CaseFacts, case_facts, image_errors, image_hash
 from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case, readable_cases
 from medseg.data.layouts import Cohort
 from medseg.errors import InputError, MedsegError
 from medseg.io.cohort_table import CohortRow
+from medseg.io.failures import Failure
 from medseg.progress import Track, silent
 from medseg.values.instances import InstanceSet
 
@@ -38,18 +42,25 @@ class CohortReport:
     warnings: tuple[str, ...]
 
 
-def check_cohort(cohort: Cohort, track: Track = silent) -> CohortReport:
-    """Read and check every case; a broken one is an error in the report and stops nothing."""
+def check_cohort(cohort: Cohort, track: Track = silent, cluster: Cluster | None = None) -> CohortReport:
+    """Read and check every case; a broken one is an error in the report and stops nothing.
+
+    Args:
+        cohort: from `find_cohort`.
+        track: progress over cases.
+        cluster: reads the cases (`medseg.cluster.connect.connected`); None: this process does.
+    """
     errors = [str(error) for error in broken_errors(cohort)]
     cases: list[CaseFacts] = []
-    for row in track(cohort.rows, "checking cases", len(cohort.rows)):
-        remarks: list[str] = []
-        try:
-            volumes, instances = read_cohort_case(row, cohort, remarks.append)
-        except MedsegError as error:
-            errors.append(str(error))
-            continue
-        cases.append(case_facts(row.name, row.patient, volumes, instances, cohort.channels, remarks))
+    check = partial(_check_case, replace(cohort, rows=(), broken=()))  # each case is sent with its own row
+    found = run_cases(check, {row.name: row for row in cohort.rows}, cluster, stage="check")
+    outcomes = dict(track(found, "checking cases", len(cohort.rows)))
+    for row in cohort.rows:
+        outcome = outcomes[row.name]
+        if isinstance(outcome, Failure):
+            errors.append(outcome.reason if outcome.stage == "read" else f"case {row.name}: {outcome.reason}")
+        else:
+            cases.append(outcome)
     errors += [f"case {case.name}: {error}" for case in cases for error in case.errors]
     prints = [Print(name=c.name, patient=c.patient, images=tuple(i.sha256 for i in c.images)) for c in cases]
     errors += duplicated_images(prints)
@@ -57,6 +68,15 @@ def check_cohort(cohort: Cohort, track: Track = silent) -> CohortReport:
     warnings += [*_same_patient(prints), *_duplicated_labels(cases), *_wild_intensities(cases, cohort.channels)]
     warnings += _label_warnings(cases, cohort)
     return CohortReport(cases=tuple(cases), errors=tuple(errors), warnings=tuple(warnings))
+
+
+def _check_case(cohort: Cohort, row: CohortRow) -> CaseFacts | Failure:
+    remarks: list[str] = []
+    try:
+        volumes, instances = read_cohort_case(row, cohort, remarks.append)
+    except MedsegError as error:  # names the case
+        return Failure(stage="read", reason=str(error))
+    return case_facts(row.name, row.patient, volumes, instances, cohort.channels, remarks)
 
 
 def checked_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:

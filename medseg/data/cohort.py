@@ -11,6 +11,7 @@ from medseg.data.grid import stack_channels
 from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset, find_images
 from medseg.errors import CasesError, ConfigError, GeometryError, InputError, MedsegError
 from medseg.io.cohort_table import (
+    LIST_SUFFIX,
     TABLE_NAME,
     CohortRow,
     names_patients,
@@ -31,6 +32,8 @@ from medseg.values.instances import InstanceSet
 from medseg.values.kinds import by_kind
 from medseg.values.placement import place
 
+#: What a table of cases ends with.
+TABLE_SUFFIXES = (".csv", LIST_SUFFIX)
 #: What a cohort may be, for messages.
 EXPECTED = f"a folder with {TABLE_NAME} (image,label,patient), with dataset.json, or with a DICOM folder per patient"
 
@@ -65,7 +68,7 @@ def find_cohort(path: Path | str, kinds: Mapping[str, Kind] | None = None, track
 def lists_cases(path: Path) -> bool:
     """Tell whether a path is a cohort's table, or a folder that holds one."""
     if path.is_file():
-        return path.name in DATASET_NAMES or path.suffix.lower() == ".csv"
+        return path.name in DATASET_NAMES or path.suffix.lower() in TABLE_SUFFIXES
     return any((path / name).is_file() for name in (TABLE_NAME, *DATASET_NAMES))
 
 
@@ -88,7 +91,7 @@ def find_cases(path: Path, track: Track = silent, *, images: bool = True, labels
     if path.is_file():
         if path.name in DATASET_NAMES:
             return find_dataset(path, images=images, labels=labels)
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() in TABLE_SUFFIXES:
             return _find_table(path, images=images, labels=labels)
         raise InputError(f"{path}: not a cohort; expected a CSV with the columns image, label, patient, or {EXPECTED}")
     found = [name for name in (TABLE_NAME, *DATASET_NAMES) if (path / name).is_file()]
@@ -152,7 +155,7 @@ def _describe(folder: Path) -> str:
 
 def _find_table(table: Path, *, images: bool, labels: bool) -> Cohort:
     rows, broken = [], []
-    for row in read_cohort_table(table, images=False, labels=False):
+    for row in read_cohort_table(table, images=False, labels=False, unlabelled=not labels):
         needed = (*row.images * images, *(row.label,) * labels)
         missing = [file for file in needed if not file.exists()]
         if missing:

@@ -3,7 +3,8 @@
 A cohort is a folder with ``cohort.csv`` (columns image, label and, if wanted, patient and case; paths relative to the
 table) and, beside it, ``labels.json`` with the label table. Cases with several images have a column ``image:NAME`` per
 channel in place of ``image``, such as ``image:T1,image:T2``. Training, prediction and evaluation read it here, so that
-they give a case the same name.
+they give a case the same name. Prediction needs no column ``label``; a text file with an image in each line is such a
+table, too.
 """
 
 import csv
@@ -16,6 +17,8 @@ from medseg.io.dicom_files import first_image_file, neutral_name
 from medseg.labels import LabelTable
 
 COLUMNS = ("image", "label", "patient")
+#: What a list of images, one in each line, ends with.
+LIST_SUFFIX = ".txt"
 #: The column that names the cases, where it is there.
 CASE_COLUMN = "case"
 TABLE_NAME = "cohort.csv"
@@ -72,13 +75,16 @@ def table_path(path: Path | str) -> Path:
     return path / TABLE_NAME if path.is_dir() else path
 
 
-def read_cohort_table(path: Path | str, *, images: bool = True, labels: bool = True) -> list[CohortRow]:
+def read_cohort_table(
+    path: Path | str, *, images: bool = True, labels: bool = True, unlabelled: bool = False
+) -> list[CohortRow]:
     """Read a cohort table.
 
     Args:
         path: the table, or the folder that holds ``cohort.csv``.
         images: whether the images must be there; evaluation reads the label files alone.
         labels: whether the label files must be there.
+        unlabelled: whether the column ``label`` may be missing; the cases then have label files that are not there.
 
     Returns:
         The cases in the order of the table, at least one. Without a column ``patient`` each is a patient of its own.
@@ -88,7 +94,7 @@ def read_cohort_table(path: Path | str, *, images: bool = True, labels: bool = T
             there (row named; the header is row 1), or two rows of one name.
     """
     table = table_path(path)
-    header, entries = _read_csv(table)
+    header, entries = _read_csv(table, unlabelled=unlabelled)
     columns = [*_image_columns(header, table).values(), *(c for c in ("label", "patient", CASE_COLUMN) if c in header)]
     rows: list[CohortRow] = []
     first_line: dict[str, int] = {}
@@ -114,28 +120,33 @@ def read_cohort_channels(path: Path | str) -> tuple[str, ...]:
         InputError: see `read_cohort_table`.
     """
     table = table_path(path)
-    return tuple(_image_columns(_read_csv(table)[0], table))
+    return tuple(_image_columns(_read_csv(table, unlabelled=True)[0], table))
 
 
 def names_patients(path: Path | str) -> bool:
     """Tell whether a cohort table has a column ``patient``."""
-    return "patient" in _read_csv(table_path(path))[0]
+    return "patient" in _read_csv(table_path(path), unlabelled=True)[0]
 
 
-def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
+def _read_csv(table: Path, *, unlabelled: bool) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
     """Return the header of a table, and its rows with the number of their last line."""
     if not table.exists():
         raise InputError(f"{table}: no such cohort table; expected a CSV with the columns {', '.join(COLUMNS)}")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = [str(column).strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = header
-            entries = [(reader.line_num, entry) for entry in reader]
+            if table.suffix.lower() == LIST_SUFFIX:
+                header = ["image"]
+                entries: list[tuple[int, dict[str, str | None]]]
+                entries = [(number, {"image": line}) for number, line in enumerate(file, start=1) if line.strip()]
+            else:
+                reader = csv.DictReader(file, strict=True)
+                header = [str(column).strip() for column in reader.fieldnames or ()]
+                reader.fieldnames = header
+                entries = [(reader.line_num, entry) for entry in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: not a readable UTF-8 CSV file ({error})") from None
     missing = [] if any(c == "image" or c.startswith(CHANNEL_PREFIX) for c in header) else ["image"]
-    missing += [] if "label" in header else ["label"]
+    missing += [] if "label" in header or unlabelled else ["label"]
     if missing:
         raise InputError(f"{table}: columns {missing} are missing (found {header}); expected {', '.join(COLUMNS)}")
     if not entries:
@@ -164,11 +175,12 @@ def _read_row(entry: dict[str, str | None], columns: list[str], table: Path, lin
         raise InputError(f"{table}, row {line}: {' and '.join(empty)} empty; fill in every column")
     names = {column: cells.pop(column) for column in ("patient", CASE_COLUMN) if column in cells}
     files = {column: table.parent.absolute() / cell for column, cell in cells.items()}
-    label = files.pop("label")
+    label = files.pop("label", None)
     images = tuple(files.values())
     name = names.get(CASE_COLUMN) or case_name(images[0], line)
     if "/" in name or "\\" in name or name.startswith("."):
         raise InputError(f"{table}, row {line}: case {name!r}, expected a plain file name without slashes")
+    label = label or table.parent.absolute() / "labels" / name
     return CohortRow(name=name, images=images, label=label, patient=names.get("patient", name))
 
 

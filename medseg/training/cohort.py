@@ -4,11 +4,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from medseg.cluster.connect import Cluster
 from medseg.data.cohort import Cohort, broken_errors, find_cohort, raise_broken, with_kinds
 from medseg.data.cohort_plan import decide_plan
 from medseg.data.fingerprint_table import describe
@@ -35,7 +37,98 @@ from medseg.values.plan import Plan, check_fields, load_plan
 
 RECORD_FILE = "run.json"
 FINGERPRINT_FILE = "fingerprint.json"
+#: Status in run.json: no step was made, nor is one being made.
+PREPARED = "prepared"
 Rows = Sequence[CohortRow]
+
+
+def prepare_run(
+    path: Path | str,
+    run: Path,
+    device: torch.device,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    plan_file: Path | None = None,
+    small: bool = False,
+    kinds: Mapping[str, Kind] | None = None,
+    fold: Fold | Literal["auto", "all"] | None = None,
+    start: Start | None = None,
+    single_case: bool = False,
+    resume: bool = False,
+    world: World = ALONE,
+    cluster: Cluster | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    track: Track = silent,
+    note: Note = unheard,
+) -> Cohort:
+    """Do all of a training that comes before its first step: check the cases, decide the plan, bring them to its grid.
+
+    Args:
+        cluster: brings the cases to the plan's grid (`medseg.cluster.connect.connected`); None: this process does.
+        path, run, device, settings, plan_file, small, kinds, fold, start, single_case, resume, world, on_plan, track,
+            note: see `train_cohort`.
+
+    Returns:
+        The cases held out for validation, perhaps none, as a cohort.
+
+    Raises:
+        InputError, ConfigError: see `train_cohort`.
+    """
+    check_fields(settings or {})
+    cohort = _find(path, run, kinds or {}, single_case, resume, start)
+    if resume:
+        chosen = _check_same(run, cohort, settings or {}, fold)
+        plan = load_plan(run / PLAN_FILE)
+        record = _read_record(run)
+        if record["status"] == PREPARED:  # perhaps on another machine
+            record |= {"environment": environment(device), "processes": world.size}
+        _write_record(run, record | {"status": "running"})
+    else:
+        chosen = choose_fold(fold or "auto", cohort.rows)
+        plan, facts = decide_plan(cohort, settings or {}, plan_file, track, small=small)
+        plan = start.adapted(plan, settings or {}) if start else plan
+    training, validation = _split(cohort.rows, chosen)
+    if on_plan:
+        on_plan(plan)
+    if not resume:
+        if chosen is None and fold != "all":
+            note(f"fewer than {AUTO_FOLDS} patients: all are trained on, and nothing tells how good the model is")
+        save_plan(run, plan)
+        write_json(run / FINGERPRINT_FILE, describe(facts))
+        about = _about(cohort, chosen, training, validation, plan, device, world)
+        _write_record(run, about | {"start": {"from": start.option, "sha256": start.sha256} if start else None})
+    prepare_cases(cohort, [row.name for row in training], plan, run, track, cluster)
+    return replace(cohort, rows=tuple(validation))
+
+
+def prepare_cohort(
+    path: Path | str,
+    run: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    plan_file: Path | None = None,
+    small: bool = False,
+    kinds: Mapping[str, Kind] | None = None,
+    fold: Fold | Literal["auto", "all"] | None = None,
+    single_case: bool = False,
+    resume: bool = False,
+    cluster: Cluster | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    track: Track = silent,
+    note: Note = unheard,
+) -> None:
+    """Make a run that `train_cohort` goes on with by ``resume``, here or elsewhere; see `prepare_run` for the rest.
+
+    Raises:
+        ConfigError: a training has begun in the folder; or see `train_cohort`.
+    """
+    if resume and find_checkpoints(run):
+        raise ConfigError(f"{run}: its training has begun, and is prepared; go on with: medseg train --resume")
+    prepare_run(
+        path, run, torch.device("cpu"), settings=settings, plan_file=plan_file, small=small, kinds=kinds, fold=fold,
+        single_case=single_case, resume=resume, cluster=cluster, on_plan=on_plan, track=track, note=note,
+    )  # fmt: skip
+    _write_record(run, _read_record(run) | {"status": PREPARED})
 
 
 def train_cohort(
@@ -90,31 +183,6 @@ def train_cohort(
         ModelError: see `train`.
     """
 
-    def prepare() -> Cohort:
-        """Return the cases held out."""
-        check_fields(settings or {})
-        cohort = _find(path, run, kinds or {}, single_case, resume, start)
-        if resume:
-            chosen = _check_same(run, cohort, settings or {}, fold)
-            plan = load_plan(run / PLAN_FILE)
-            _write_record(run, _read_record(run) | {"status": "running"})
-        else:
-            chosen = choose_fold(fold or "auto", cohort.rows)
-            plan, facts = decide_plan(cohort, settings or {}, plan_file, track, small=small)
-            plan = start.adapted(plan, settings or {}) if start else plan
-        training, validation = _split(cohort.rows, chosen)
-        if on_plan:
-            on_plan(plan)
-        if not resume:
-            if chosen is None and fold != "all":
-                note(f"fewer than {AUTO_FOLDS} patients: all are trained on, and nothing tells how good the model is")
-            save_plan(run, plan)
-            write_json(run / FINGERPRINT_FILE, describe(facts))
-            about = _about(cohort, chosen, training, validation, plan, device, world)
-            _write_record(run, about | {"start": {"from": start.option, "sha256": start.sha256} if start else None})
-        prepare_cases(cohort, [row.name for row in training], plan, run, track)
-        return replace(cohort, rows=tuple(validation))
-
     def initialise(model: MaskRCNN) -> None:
         assert start is not None
         taken = start.load_into(model, plan)
@@ -128,6 +196,11 @@ def train_cohort(
 
     if tensorboard:
         check_tensorboard()
+    prepare = partial(
+        prepare_run,
+        path, run, device, settings=settings, plan_file=plan_file, small=small, kinds=kinds, fold=fold, start=start,
+        single_case=single_case, resume=resume, world=world, on_plan=on_plan, track=track, note=note,
+    )  # fmt: skip
     validation = first_does(world, prepare)
     plan = load_plan(run / PLAN_FILE)
     cases, held_out = load_cases(run)

@@ -8,22 +8,34 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import medseg
+from medseg.cluster.connect import Cluster
+from medseg.cluster.run import run_cases
 from medseg.data.cache import CachedCase, load_case, prepare_case
-from medseg.data.cohort import Cohort, read_cases
-from medseg.errors import InputError
+from medseg.data.cohort import Cohort, broken_errors, raise_broken, read_cohort_case
+from medseg.errors import GeometryError, InputError, MedsegError
 from medseg.io.atomic import write_json
+from medseg.io.cohort_table import CohortRow
+from medseg.io.failures import Failure
 from medseg.progress import Track, silent
-from medseg.values.plan import Plan
+from medseg.values.plan import InputPlan, Plan
 
 FOLDER = "cases"
 MANIFEST = "prepared.json"
 
 
-def prepare_cases(cohort: Cohort, training: Sequence[str], plan: Plan, run: Path, track: Track = silent) -> None:
+def prepare_cases(
+    cohort: Cohort,
+    training: Sequence[str],
+    plan: Plan,
+    run: Path,
+    track: Track = silent,
+    cluster: Cluster | None = None,
+) -> None:
     """Prepare the cases of a cohort that are not prepared yet.
 
     Args:
@@ -32,6 +44,10 @@ def prepare_cases(cohort: Cohort, training: Sequence[str], plan: Plan, run: Path
         plan: decides the grid.
         run: folder of the training.
         track: progress over the cases to prepare.
+        cluster: prepares them (`medseg.cluster.connect.connected`); None: this process does.
+
+    Raises:
+        InputError, GeometryError: of the one broken case; CasesError: of several, once the others are prepared.
     """
     folder = run / FOLDER
     before = _read_manifest(folder)
@@ -49,8 +65,24 @@ def prepare_cases(cohort: Cohort, training: Sequence[str], plan: Plan, run: Path
     for row in missing:
         (folder / f"{row.name}.json").unlink(missing_ok=True)  # without it a case is not whole
     write_json(folder / MANIFEST, manifest)
-    for row, volumes, instances in read_cases(replace(cohort, rows=tuple(missing)), track):
-        prepare_case(row.name, volumes, instances, plan.input, folder)
+    prepare = partial(_prepare, replace(cohort, rows=(), broken=()), plan.input, folder)
+    found = run_cases(prepare, {row.name: row for row in missing}, cluster, stage="prepare")
+    errors: list[MedsegError] = list(broken_errors(cohort))
+    for name, failure in track(found, "preparing cases", len(missing)):
+        if isinstance(failure, Failure):
+            # What reading raises names the case; a lost worker, say, does not.
+            known_by_name = failure.stage == "read"
+            errors.append(InputError(failure.reason if known_by_name else f"case {name}: {failure.reason}"))
+    raise_broken(errors, cohort)
+
+
+def _prepare(cohort: Cohort, plan: InputPlan, folder: Path, row: CohortRow) -> Failure | None:
+    try:
+        volumes, instances = read_cohort_case(row, cohort)
+        prepare_case(row.name, volumes, instances, plan, folder)
+    except (InputError, GeometryError) as error:
+        return Failure(stage="read", reason=str(error))
+    return None
 
 
 def load_cases(run: Path) -> tuple[list[CachedCase], list[CachedCase]]:
