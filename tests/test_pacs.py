@@ -14,10 +14,15 @@ import pydicom
 import pytest
 import torch
 from cli_runs import Run, run_here
+from dicom_fixtures import SERIES, write_series
 from dicomweb_client.web import DICOMwebClient
 from dicomweb_server import MARK, dicomweb_serving, read_series
+from highdicom import VolumeGeometry
 from network_fixtures import simple_case, tiny_plan
 from orthanc_fixtures import PASSWORD, USER, Orthanc, orthanc  # noqa: F401
+from pydicom.dataelem import DataElement
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from safetensors.torch import save_file
 
 import medseg
@@ -196,6 +201,26 @@ def test_a_label_map_goes_by_stow(pacs: Pacs, client: DICOMwebClient, tmp_path: 
     assert sent.code == 0 and "1 of 1 object stored" in sent.out
     (dataset,) = series_of(client, "SEG")
     assert dataset.SegmentationType == "LABELMAP" and dataset == pydicom.dcmread(tmp_path / "map.dcm")
+
+
+def test_images_come_as_they_are_stored(pacs: Pacs, oblique_geometry: VolumeGeometry, tmp_path: Path) -> None:
+    """Compressed, in their character set, with values that no standard allows."""
+
+    def edit(ds: pydicom.Dataset, index: int) -> None:
+        ds.SpecificCharacterSet, ds.PatientName = "ISO_IR 100", f"{MARK}^Jürgen"
+        ds.add(DataElement(0x00100030, "DA", "in May", already_converted=True))
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.compress(RLELossless)
+
+    write_series(tmp_path / "images", oblique_geometry, edit=edit, syntax=RLELossless)
+    assert pacs("send", tmp_path / "images").code == 0
+    assert pacs("fetch", "--series", SERIES, "-o", tmp_path / "out").code == 0
+    sent, got = read_series(tmp_path / "images"), read_series(tmp_path / "out")
+    assert [ds.PixelData for ds in got] == [ds.PixelData for ds in sent]
+    for ds in got:
+        assert ds.file_meta.TransferSyntaxUID == RLELossless
+        assert ds.PatientBirthDate == "in May" and str(ds.PatientName) == f"{MARK}^Jürgen"
 
 
 def test_who_is_refused(pacs: Pacs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ def test_a_slice_that_is_missing(pacs: Pacs, server: DicomwebServer, tmp_path: P
     del server.objects[2]
     line = fetch(pacs, server, tmp_path / "out").refusal()
     assert f"series {SERIES} (4 instances fetched, none kept): " in line and "tmp" not in line
+    assert line.endswith("; medseg pacs fetch --any-geometry keeps them as they are")
     assert not (tmp_path / "out").exists()
     assert fetch(pacs, server, tmp_path / "out", "--any-geometry").code == 0
     assert len(list((tmp_path / "out").iterdir())) == 4
@@ -211,7 +212,7 @@ def test_passing_faults_are_repeated(server: DicomwebServer, tmp_path: Path) -> 
 def test_what_libraries_log_is_not_printed(server: DicomwebServer) -> None:
     """In a process of its own, where Python prints what nobody handles; every answer has a Warning header."""
     (run,) = run_all([["pacs", "query", "--url", server.url]])
-    assert run.code == 0 and SERIES in run.out and run.err == "1 series in 1 studies\n"
+    assert run.code == 0 and SERIES in run.out and run.err == "1 series in 1 study\n"
 
 
 # -- storing --------------------------------------------------------------------------------------------------

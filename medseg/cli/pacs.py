@@ -124,7 +124,7 @@ def _print_series(found: Sequence[tuple["StudyEntry", list["SeriesEntry"]]]) -> 
         console.out.print(table)
     for line in uids:  # on lines of their own: a table would cut them
         console.out.print(line, markup=False)
-    console.tell(f"{len(uids)} series in {len(found)} studies")
+    console.tell(f"{len(uids)} series in {len(found)} {'study' if len(found) == 1 else 'studies'}")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import ArchiveError, InputError
+from medseg.errors import ArchiveError, GeometryError, InputError
 from medseg.io.atomic import atomic_folder
 from medseg.io.dicom_transfer import ObjectUids, check_series, read_to_send, save_received, uids_of
 from medseg.pacs.connection import LONGEST_WAIT_S, Archive
@@ -51,7 +51,10 @@ def fetch_series(
         try:
             check_series(folder, any_geometry=any_geometry)
         except InputError as error:
-            raise type(error)(f"series {series.uid} ({len(listed)} instances fetched, none kept): {error}") from None
+            told = f"series {series.uid} ({len(listed)} instances fetched, none kept): {error}"
+            if isinstance(error, GeometryError):
+                raise GeometryError(f"{told}; medseg pacs fetch --any-geometry keeps them as they are") from None
+            raise InputError(told) from None
     return len(listed)
 
 
@@ -70,7 +73,8 @@ def send_object(archive: Archive, path: Path) -> ObjectUids:
     refused: Any = answer.get("FailedSOPSequence") or []
     if len(refused):
         number = int(refused[0].get("FailureReason") or 0)
-        why = FAILURES.get(number & 0xF000 if number >= 0xC000 else number, "no reason that is known")
+        known = (FAILURES[code] for code in (number, number & 0xFF00, number & 0xF000) if code in FAILURES)
+        why = next(known, "no reason that is known")
         raise InputError(f"{path}: the archive did not store it: {why} (failure reason {number:04X})")
     return uids_of(dataset)
 
