@@ -38,7 +38,7 @@ def stack(areas):
 def parts(areas, ratio):
     nodes = build_nodes(stack(areas), geometry(len(areas)), table(), 0.5)
     assert nodes.areas.tolist() == list(areas)
-    found = cut_at_waists(nodes, list(range(len(areas))), ratio)
+    found = cut_at_waists(nodes, list(range(len(areas))), ratio, (0.7, 0.8))
     return [[areas[i] for i in part] for part in found]
 
 

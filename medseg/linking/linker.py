@@ -14,6 +14,7 @@ from medseg.linking.affinity import Edges, build_edges
 from medseg.linking.alternatives import Readings, find_readings, plain_readings
 from medseg.linking.baselines import BASELINES
 from medseg.linking.duplicates import drop_duplicates
+from medseg.linking.ends import join_ends
 from medseg.linking.flow import Solution, solve_tracks
 from medseg.linking.joins import Join, join_confidences
 from medseg.linking.nodes import Nodes, build_nodes
@@ -75,9 +76,9 @@ def link(
 
     Detections of one slice that show the same thing are reduced to one (`duplicates`) or kept as readings that
     compete (`alternatives`), the others are joined along the slice axis by an exact minimum-cost flow (`affinity`,
-    `flow`), cut where they thin out (`waists`), and become masks, missed slices filled (`reassembly`). Each track is
-    an object, so objects that touch stay apart; for a label of kind `single` the tracks that belong together are
-    united and the others left out (`unite_single`).
+    `flow`), cut where they thin out (`waists`), joined where one goes on where another ends (`ends`), and become masks,
+    missed slices filled (`reassembly`). Each track is an object, so objects that touch stay apart; for a label of kind
+    `single` the tracks that belong together are united and the others left out (`unite_single`).
 
     Neither the order of detections nor turning the volume upside down changes the objects. Memory grows with
     the detections and objects, not with the volume.
@@ -177,7 +178,13 @@ def _link(
         return object_score(nodes, [track], unseen)
 
     if config.method == "flow":
-        tracks = [part for t in tracks for part in ([t] if single(t) else cut_at_waists(nodes, t, config.waist_ratio))]
+        tracks = [
+            part
+            for t in tracks
+            for part in ([t] if single(t) else cut_at_waists(nodes, t, config.waist_ratio, spacing_mm[1:]))
+        ]
+        several = join_ends(nodes, [t for t in tracks if not single(t)], spacing_mm, config)
+        tracks = [t for t in tracks if single(t)] + several
     scores = {track[0]: score(track) for track in tracks}
     tracks = [track for track in tracks if scores[track[0]] >= config.min_score - _ROUNDING]
     apart = [track for track in tracks if not single(track)]

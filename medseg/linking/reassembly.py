@@ -83,7 +83,7 @@ def build_object(
     for track in tracks:
         for a, b in zip(track[:-1], track[1:], strict=True):
             z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
-            if z1 == z0 + 1:
+            if z1 <= z0 + 1:
                 continue
             between = interpolate(_patch(nodes, a), _patch(nodes, b), z1 - z0, spacing_mm[1:], shape)
             for z, patch in enumerate(between, start=z0 + 1):

@@ -53,8 +53,12 @@ class LinkingPlan(Section):
     #: Branch-and-bound nodes for a group of detections with competing readings; beyond them the best found is taken.
     node_limit: int = Field(10000, ge=1)
     #: A track (not of a `single` label) is cut in two where its area falls below this share of that on either side and
-    #: rises again: objects that stand on each other. 0: never. 0.5 is a waist of 0.7 of the diameter.
+    #: rises again: objects that stand on each other. 0: never. 0.5 is a waist of 0.7 of the diameter. Less counts as
+    #: a waist where the widest outlines of the two sides lie apart, more where slices are missing (`linking.waists`).
     waist_ratio: float = Field(0.5, ge=0, le=1)
+    #: Two tracks (not of a `single` label) are one where one goes on where the other ends, with slices missing between
+    #: them or a few that both have, if the probability that they are is above this (`linking.ends`). 1: never.
+    join_ends: float = Field(0.5, ge=0, le=1)
     #: Detections of a `single` label scored lower than this are left out: where an organ ends, its neighbour is taken
     #: for it with low scores for many slices. Other labels keep theirs, as each object has to be found on its own.
     single_min_score: float = Field(0.5, ge=0, le=1)
