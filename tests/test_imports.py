@@ -264,7 +264,7 @@ def test_verbs_that_work_without_torch(small_case, arguments):
         "    main()\n"
         "except SystemExit as stop:\n"
         "    assert not stop.code, stop.code\n"
-        "heavy = {'torch', 'torchvision', 'monai'} & set(sys.modules)\n"
+        "heavy = {'torch', 'torchvision', 'monai', 'dask', 'distributed'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = run_python(code, small_case)

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
+#: Seconds back from now that an ETA goes by. Cases may take minutes each, and rich's 30 s would see no two of them.
+ETA_FROM_S = 3600.0
 
 
 class _Console(Console):
@@ -49,6 +51,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         console=err,
         transient=not sys.stderr.isatty(),
         disable=not sys.stderr.isatty(),
+        speed_estimate_period=ETA_FROM_S,
     ) as progress:
         task = progress.add_task(description, total=total)
         _bars.append((progress, task, description))

@@ -5,7 +5,7 @@ cases, such as a model, the function keeps itself, in a cache of the process (`f
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from pathlib import Path
 from traceback import extract_tb
@@ -94,6 +94,16 @@ def run_cases(
     finally:
         if running and client.status == "running":
             client.cancel(list(running), force=True)
+
+
+def in_order(outcomes: Iterator[tuple[str, R]], names: Iterable[str]) -> Iterator[R]:
+    """Yield what `run_cases` yields in the order of ``names``, each as soon as it and all before it are there."""
+    early: dict[str, R] = {}
+    for name in names:
+        while name not in early:
+            done, outcome = next(outcomes)
+            early[done] = outcome
+        yield early.pop(name)
 
 
 def _attempt(function: Callable[[T], R | Failure], case: T, number: str, stage: str) -> R | Failure:

@@ -1,20 +1,21 @@
 """Checks of a whole cohort: every case for itself, and the cases against each other.
 
-Errors stop `medseg train`, warnings do not. `check_cohort` reports everything; `checked_cases` is what training reads
-its cases through, and holds them to the same errors.
+Errors stop `medseg train`, warnings do not. `check_cohort` reports everything; `measure_cases` is what training looks
+at its cases through, and holds them to the same errors.
 """
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from highdicom import Volume
 
 from medseg.cluster.connect import Cluster
-from medseg.cluster.run import run_cases
+from medseg.cluster.run import in_order, run_cases
 from medseg.data.check_case import CaseFacts, case_facts, image_errors, image_hash
-from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case, readable_cases
+from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case
 from medseg.data.layouts import Cohort
 from medseg.errors import InputError, MedsegError
 from medseg.io.cohort_table import CohortRow
@@ -22,6 +23,7 @@ from medseg.io.failures import Failure
 from medseg.progress import Track, silent
 from medseg.values.instances import InstanceSet
 
+T = TypeVar("T")
 #: An intensity range this many times as wide, or as narrow, as the median of the cohort's is odd.
 WILD = 10.0
 #: Comparing cases takes at least this many.
@@ -79,25 +81,55 @@ def _check_case(cohort: Cohort, row: CohortRow) -> CaseFacts | Failure:
     return case_facts(row.name, row.patient, volumes, instances, cohort.channels, remarks)
 
 
-def checked_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
-    """Read the cases of a cohort one after the other; what `check_cohort` calls an error is raised at the end.
+def measure_cases(
+    cohort: Cohort,
+    measure: Callable[[tuple[Volume, ...], InstanceSet], T],
+    track: Track = silent,
+    cluster: Cluster | None = None,
+) -> Iterator[T]:
+    """Yield what a function makes of each case, in order; what `check_cohort` calls an error is raised at the end.
+
+    Args:
+        cohort: from `find_cohort`.
+        measure: of the images and the label of a case; what it returns is small.
+        track: progress over cases.
+        cluster: see `check_cohort`.
 
     Raises:
         InputError, GeometryError: of the one broken case.
         CasesError: several errors.
     """
-    errors: list[MedsegError] = []
+    errors = list(broken_errors(cohort))
     prints: list[Print] = []
-    for row, volumes, instances in readable_cases(cohort, errors, track):
-        blank = image_errors(volumes, cohort.channels)
-        errors += [InputError(f"case {row.name}: {text}") for text in blank]
-        if blank:
-            continue
-        hashes = tuple(image_hash(volume.array) for volume in volumes)
-        prints.append(Print(name=row.name, patient=row.patient, images=hashes))
-        yield row, volumes, instances
+    look = partial(_measure_case, replace(cohort, rows=(), broken=()), measure)
+    found: Iterator[tuple[str, tuple[Print, T] | list[MedsegError] | Failure]]
+    found = run_cases(look, {row.name: row for row in cohort.rows}, cluster, stage="measure")
+    outcomes = in_order(found, [row.name for row in cohort.rows])
+    for row, outcome in zip(cohort.rows, track(outcomes, "reading cases", len(cohort.rows)), strict=True):
+        if isinstance(outcome, Failure):
+            errors.append(InputError(f"case {row.name}: {outcome.reason}"))
+        elif isinstance(outcome, tuple):
+            prints.append(outcome[0])
+            yield outcome[1]
+        else:
+            errors += outcome
     errors += [InputError(text) for text in duplicated_images(prints)]
     raise_broken(errors, cohort)
+
+
+def _measure_case(
+    cohort: Cohort, measure: Callable[[tuple[Volume, ...], InstanceSet], T], row: CohortRow
+) -> "tuple[Print, T] | list[MedsegError]":
+    """Return a case's print and what is measured of it, or what is wrong with it."""
+    try:
+        volumes, instances = read_cohort_case(row, cohort)
+    except MedsegError as error:
+        return [error]
+    blank = image_errors(volumes, cohort.channels)
+    if blank:
+        return [InputError(f"case {row.name}: {text}") for text in blank]
+    hashes = tuple(image_hash(volume.array) for volume in volumes)
+    return Print(name=row.name, patient=row.patient, images=hashes), measure(volumes, instances)
 
 
 @dataclass(frozen=True, kw_only=True)

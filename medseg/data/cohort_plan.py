@@ -1,10 +1,14 @@
 """From a cohort to its fingerprint and plan, and whether a plan fits a cohort."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medseg.data.check import checked_cases
+from highdicom import Volume
+
+from medseg.cluster.connect import Cluster
+from medseg.data.check import measure_cases
 from medseg.data.cohort import Cohort, common_labels
 from medseg.data.fingerprint import CaseMeasures, Fingerprint, fingerprint, look_at, thin_outlines
 from medseg.data.planning import ORIENTATIONS, best_orientation, derive_plan, scanner_orientation
@@ -13,11 +17,14 @@ from medseg.errors import ConfigError, MedsegError
 from medseg.io import list_series
 from medseg.labels import LabelTable
 from medseg.progress import Track, silent
+from medseg.values.instances import InstanceSet
 from medseg.values.plan import Plan, load_plan
 
 
-def fingerprint_cohort(cohort: Cohort, orientation: str, track: Track = silent) -> Fingerprint:
-    """Read and check every case, one after the other, and collect the cohort's facts.
+def fingerprint_cohort(
+    cohort: Cohort, orientation: str, track: Track = silent, cluster: Cluster | None = None
+) -> Fingerprint:
+    """Read and check every case and collect the cohort's facts, one after the other or on a cluster.
 
     Raises:
         InputError, GeometryError: of the one broken case; CasesError: of several; a label without an object.
@@ -25,13 +32,17 @@ def fingerprint_cohort(cohort: Cohort, orientation: str, track: Track = silent) 
     tables: list[LabelTable] = []
 
     def facts() -> Iterator[CaseMeasures]:
-        for _, volumes, instances in checked_cases(cohort, track):
-            tables.append(instances.labels)
-            yield look_at(volumes, instances, orientation)
+        for table, measures in measure_cases(cohort, partial(_look_at, orientation), track, cluster):
+            tables.append(table)
+            yield measures
 
     cases = tuple(thin_outlines(facts()))
     labels = cohort.labels or common_labels(tables, "cohort")
     return fingerprint(cases, labels, cohort.channels, orientation)
+
+
+def _look_at(orientation: str, volumes: tuple[Volume, ...], instances: InstanceSet) -> tuple[LabelTable, CaseMeasures]:
+    return instances.labels, look_at(volumes, instances, orientation)
 
 
 class Decision(NamedTuple):
@@ -48,6 +59,7 @@ def decide_plan(
     track: Track = silent,
     *,
     small: bool = False,
+    cluster: Cluster | None = None,
 ) -> Decision:
     """Read and check every case, and decide the plan: by rule, or as a file has it.
 
@@ -57,18 +69,21 @@ def decide_plan(
         file: a plan to take as it is, but for the settings; None: derive one.
         track: progress over cases.
         small: derive the `small_plan`.
+        cluster: reads the cases (`medseg.cluster.connect.connected`); None: this process does.
 
     Raises:
         InputError, GeometryError: of the one broken case; CasesError: of several, each with its reason.
         ConfigError: a setting that is unknown or out of range, a broken plan, or one of other labels or channels.
     """
     if file is None:
-        facts = facts_for(
-            settings, lambda orientation: fingerprint_cohort(cohort, orientation, track), likely_orientation(cohort)
-        )
+
+        def take(orientation: str) -> Fingerprint:
+            return fingerprint_cohort(cohort, orientation, track, cluster)
+
+        facts = facts_for(settings, take, likely_orientation(cohort))
         return Decision(plan_with(facts, settings, small=small), facts)
     plan = load_plan(file).with_overrides(dict(settings))
-    facts = fingerprint_cohort(cohort, plan.input.orientation, track)
+    facts = fingerprint_cohort(cohort, plan.input.orientation, track, cluster)
     check_plan_fits(plan, facts, str(file))
     return Decision(plan, facts)
 

@@ -64,7 +64,8 @@ def prepare_run(
     """Do all of a training that comes before its first step: check the cases, decide the plan, bring them to its grid.
 
     Args:
-        cluster: brings the cases to the plan's grid (`medseg.cluster.connect.connected`); None: this process does.
+        cluster: reads the cases and brings them to the plan's grid (`medseg.cluster.connect.connected`); None: this
+            process does.
         path, run, device, settings, plan_file, small, kinds, fold, start, single_case, resume, world, on_plan, track,
             note: see `train_cohort`.
 
@@ -85,7 +86,7 @@ def prepare_run(
         _write_record(run, record | {"status": "running"})
     else:
         chosen = choose_fold(fold or "auto", cohort.rows)
-        plan, facts = decide_plan(cohort, settings or {}, plan_file, track, small=small)
+        plan, facts = decide_plan(cohort, settings or {}, plan_file, track, small=small, cluster=cluster)
         plan = start.adapted(plan, settings or {}) if start else plan
     training, validation = _split(cohort.rows, chosen)
     if on_plan:

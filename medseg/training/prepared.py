@@ -17,7 +17,7 @@ from medseg.cluster.connect import Cluster
 from medseg.cluster.run import run_cases
 from medseg.data.cache import CachedCase, load_case, prepare_case
 from medseg.data.cohort import Cohort, broken_errors, raise_broken, read_cohort_case
-from medseg.errors import GeometryError, InputError, MedsegError
+from medseg.errors import InputError, MedsegError
 from medseg.io.atomic import write_json
 from medseg.io.cohort_table import CohortRow
 from medseg.io.failures import Failure
@@ -67,21 +67,22 @@ def prepare_cases(
     write_json(folder / MANIFEST, manifest)
     prepare = partial(_prepare, replace(cohort, rows=(), broken=()), plan.input, folder)
     found = run_cases(prepare, {row.name: row for row in missing}, cluster, stage="prepare")
-    errors: list[MedsegError] = list(broken_errors(cohort))
-    for name, failure in track(found, "preparing cases", len(missing)):
-        if isinstance(failure, Failure):
-            # What reading raises names the case; a lost worker, say, does not.
-            known_by_name = failure.stage == "read"
-            errors.append(InputError(failure.reason if known_by_name else f"case {name}: {failure.reason}"))
+    errors = list(broken_errors(cohort))
+    for name, error in track(found, "preparing cases", len(missing)):
+        if isinstance(error, Failure):
+            errors.append(InputError(f"case {name}: {error.reason}"))
+        elif error is not None:
+            errors.append(error)
     raise_broken(errors, cohort)
 
 
-def _prepare(cohort: Cohort, plan: InputPlan, folder: Path, row: CohortRow) -> Failure | None:
+def _prepare(cohort: Cohort, plan: InputPlan, folder: Path, row: CohortRow) -> MedsegError | None:
+    """Prepare a case, or return why it cannot be."""
     try:
         volumes, instances = read_cohort_case(row, cohort)
         prepare_case(row.name, volumes, instances, plan, folder)
-    except (InputError, GeometryError) as error:
-        return Failure(stage="read", reason=str(error))
+    except MedsegError as error:
+        return error
     return None
 
 
