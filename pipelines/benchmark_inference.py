@@ -61,8 +61,8 @@ from medseg.values.plan import Plan
 SIDE, PIXEL_MM, SLICE_MM, PATIENT = 512, 0.75, 5.0, 1
 #: To which torchvision resizes the shorter side, unless told otherwise.
 RESIZED = 800
-#: What medseg looks at where a slice holds six organs; everything else is as torchvision has it.
-LIMITS = {"inference.proposals": 100, "inference.detections_per_slice": 20}
+#: What medseg looks at where a slice holds six organs, and its default score threshold; else it is as torchvision.
+LIMITS = {"inference.proposals": 100, "inference.detections_per_slice": 20, "inference.score_threshold": 0.2}
 STOCK, STOCK_RESIZED, OURS = "torchvision at 512", "torchvision at 800", "medseg"
 
 
@@ -229,7 +229,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--slices", type=int, default=60)
+    parser.add_argument("--slices", type=int, default=60, help="of the phantom, at least 8")
     parser.add_argument("--batch", type=int, default=0, help="slices at once; 0: 1 on a CPU, 8 on a GPU")
     parser.add_argument("--yolo-python", type=Path, help="Python of an environment that has ultralytics")
     parser.add_argument("--yolo-model", default="yolo11l-seg.yaml")

@@ -17,6 +17,9 @@ from medseg.models import winograd
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.values.plan import Precision
 
+#: Channels of the pyramid from which Winograd's convolutions gain more than the channels-last layout.
+WIDE = 128
+
 
 def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     """Return what convolutions and linear layers compute in: as told, or for ``auto`` bfloat16 where that is worth it.
@@ -54,11 +57,12 @@ def for_inference(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
     copied.to(dtype)
     heads = copied.roi_heads
     exact_on_cpu = dtype == torch.float32 and next(copied.parameters()).device.type == "cpu"
-    if exact_on_cpu and winograd.is_available() and winograd.use_winograd(copied):
-        layout = torch.contiguous_format  # NNPACK's; between the two, more would be copied than is gained
+    if exact_on_cpu and copied.backbone.out_channels >= WIDE and winograd.is_available():
+        layout = torch.contiguous_format  # NNPACK's; between the two, much would be copied
+        winograd.use_winograd(copied)
     else:
         layout = torch.channels_last
-        copied.to(memory_format=layout)
+    copied.to(memory_format=layout)
     _take_as(copied.backbone, dtype, layout)
     for part in (heads.box_head, heads.mask_head):
         _take_as(part, dtype)

@@ -9,8 +9,11 @@ worst; an image's do not depend on others in its batch, as each is computed by i
 import torch
 from torch import Tensor, nn
 
-#: Below, the tiles' edges and transforms cost more than is gained (measured; docs/results).
-LEAST_CHANNELS, LEAST_PIXELS = 128, 900
+#: Below, the tiles' edges and transforms cost more than is gained: (measured) pixels, and products of input channels,
+#: output channels and pixels.
+LEAST_PIXELS, LEAST_PRODUCTS = 900, 2**25
+#: Of input or output; narrower layers have too few products in any slice.
+LEAST_CHANNELS = 64
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -26,7 +29,8 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve [B, C, H, W] float32."""
-        if x.shape[2] * x.shape[3] < LEAST_PIXELS:
+        pixels = x.shape[2] * x.shape[3]
+        if pixels < LEAST_PIXELS or self.in_channels * self.out_channels * pixels < LEAST_PRODUCTS:
             return super().forward(x)
         assert self.bias is not None
         images = [
@@ -41,19 +45,16 @@ def is_available() -> bool:
     return torch.backends.nnpack.is_available() and hasattr(torch, "_nnpack_spatial_convolution")
 
 
-def use_winograd(module: nn.Module) -> int:
-    """Exchange the convolutions that gain by it for `WinogradConv2d`, in place; return how many there were."""
-    count = 0
+def use_winograd(module: nn.Module) -> None:
+    """Exchange the convolutions that may gain by it for `WinogradConv2d`, in place."""
     for name, child in module.named_children():
-        if type(child) is nn.Conv2d and _gains(child):
+        if type(child) is nn.Conv2d and _may_gain(child):
             setattr(module, name, WinogradConv2d.of(child))
-            count += 1
         else:
-            count += use_winograd(child)
-    return count
+            use_winograd(child)
 
 
-def _gains(layer: nn.Conv2d) -> bool:
+def _may_gain(layer: nn.Conv2d) -> bool:
     shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
     wide = min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
     return wide and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and layer.padding_mode == "zeros"
