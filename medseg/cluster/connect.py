@@ -80,7 +80,8 @@ def connected(
         from distributed import Client
     except ImportError:
         raise ConfigError("--cluster needs Dask, which is not installed; pip install 'medseg[cluster]'") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters to a user is told by `run_cases`
+    for name in ("distributed", "distributed.client"):  # what matters to a user is told by `run_cases`
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     resources = {} if gpu_ids is None else {"GPU": 1.0}
     with ExitStack() as stack, dask.config.set(SETTINGS):
         if choice.kind == "scheduler":
@@ -100,7 +101,7 @@ def connected(
             else:
                 from medseg.cluster.slurm import start_slurm
 
-                started, expected = start_slurm(choice.profile, gpu=gpu_ids is not None)
+                started, expected = start_slurm(choice.profile, gpu=gpu_ids is not None, note=note)
             stack.enter_context(started)
             client = stack.enter_context(Client(started, timeout=ANSWER_S, set_as_default=False))
         cluster = Cluster(client=client, expected=expected, resources=resources)
