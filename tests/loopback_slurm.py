@@ -16,7 +16,8 @@ from pathlib import Path
 #: What has to be there; Debian has them in munge, slurmctld, slurmd and slurm-client (all of slurm-wlm).
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 NODES = ("n1", "n2")
-#: Slurm 22.05 without cgroups, accounting and MPI. Each node is a slurmd with a port of its own.
+#: Slurm 22.05 without cgroups, accounting and MPI. Each node is a slurmd with a port of its own. A job that went back
+#: into the queue waits until its credentials expire, two minutes by default.
 CONFIGURATION = """\
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -24,7 +25,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n

@@ -1,7 +1,6 @@
 """Slurm: profiles, the workers of `--cluster slurm` and the sbatch templates, on a real Slurm on loopback."""
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -62,6 +61,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("medseg.cluster.slurm.KEYS", tmp_path / "keys")
+    return tmp_path / "keys"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -134,6 +139,14 @@ def test_what_slurm_refuses_is_told_before_waiting(
         connected(parse_cluster(f"slurm:{file}")),
     ):
         pass
+    file = written(tmp_path, PROFILE + "environment: [exit 3]\n")
+    with (
+        pytest.raises(
+            ClusterError, match="all 2 jobs ended before they took a case; give the profile a folder for logs"
+        ),
+        connected(parse_cluster(f"slurm:{file}")),
+    ):
+        pass
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="there is no sbatch here"), connected(parse_cluster(f"slurm:{file}")):
         pass
@@ -152,7 +165,7 @@ def contents(results: Path) -> dict[str, bytes | dict]:
 
 
 def test_a_cohort_on_two_jobs_of_which_one_is_killed_is_that_of_one_process(
-    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Slurm, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     studies = 8
     quick = {"input.spacing_mm": [4.0, 4.0], "inference.proposals": 5, "inference.detections_per_slice": 3}
@@ -183,6 +196,9 @@ def test_a_cohort_on_two_jobs_of_which_one_is_killed_is_that_of_one_process(
     killer.start()
     found = predicted("jobs", f"slurm:{file}")
     killer.join()
+    assert any("tls://" in log.read_text() for log in logs.glob("*.err"))
+    (kept,) = keys.iterdir()  # until this process ends
+    assert kept.stat().st_mode & 0o777 == 0o700 and (kept / "key.pem").stat().st_mode & 0o777 == 0o600
     assert len(jobs) == 2 and len({log.stem for log in logs.glob("*.out")}) >= 2
     assert found == alone and sum(name.endswith("run.json") for name in found) == studies
     assert any(record["instances"] for name, record in found.items() if isinstance(record, dict))
@@ -249,26 +265,28 @@ def test_two_nodes_go_on_with_what_one_process_began(slurm: Slurm, cohort: Path,
         )
 
 
-def test_templates_of_prediction_share_out_studies_and_name_what_failed(slurm: Slurm, tmp_path: Path) -> None:
-    """With a stand-in for Python that writes down what it is asked: every study once, one failure costs no other."""
+def test_templates_of_prediction_share_out_studies(slurm: Slurm, tmp_path: Path) -> None:
+    """With a stand-in for Python that writes down what it is asked and given: every study once, a failure is told."""
     asked, stand_in, studies = tmp_path / "asked", tmp_path / "python", [f"/data/{name} x" for name in "abcde"]
-    stand_in.write_text(f'#!/bin/bash\necho "$*" >>{asked}\n[[ "$*" != *"/data/c x"* ]]\n')
+    stand_in.write_text(
+        f'#!/bin/bash\necho "$*" >>{asked}\n[[ $5 != *.txt ]] || {{ cat "$5" >>{asked}; [ "$9" = OUT/4 ]; }}\n'
+    )
     stand_in.chmod(0o755)
-    (tmp_path / "studies.txt").write_text("".join(f"{study}\n" for study in studies))
+    (tmp_path / "studies.txt").write_text("\n\n".join(studies))
     environ = {"MEDSEG_PYTHON": str(stand_in), "MEDSEG_PROFILE": "gpu"}
-    small = ("--parsable", "--cpus-per-task=1", "--mem=100", "--wait")
-    array = [*small, "--array=3-4", f"--output={tmp_path}/log-%a", TEMPLATES / "predict_array.sbatch"]
-    job = subprocess.run(
-        ["sbatch", *map(str, array), str(tmp_path / "studies.txt"), "RUN", "OUT", "--flips"],
-        env=slurm.environment | environ, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    lines = sorted(asked.read_text().splitlines())
-    assert lines == [f"-m medseg predict -i {study} -m RUN -o OUT --resume --flips" for study in studies], job.stderr
-    assert job.returncode == 1
-    assert ((tmp_path / "log-3").read_text(), (tmp_path / "log-4").read_text()) == ("failed: /data/c x\n", "")
+    small = ("--parsable", "--cpus-per-task=1", "--mem=100", f"--output={tmp_path}/log-%a")
+    words = [TEMPLATES / "predict_array.sbatch", tmp_path / "studies.txt", "RUN", "OUT", "--flips"]
+    job = slurm.run("sbatch", *small, "--array=3,4", *words, environment=environ).strip()
+    assert slurm.wait_for(f"{job}_3", 60)["JobState"] == "FAILED"
+    assert slurm.wait_for(f"{job}_4", 60)["JobState"] == "COMPLETED"
+    lines = asked.read_text().splitlines()
+    assert sorted(lines)[2:] == studies
+    for task, share in (("3", studies[::2]), ("4", studies[1::2])):
+        (number,) = (n for n, line in enumerate(lines) if line.endswith(f".txt -m RUN -o OUT/{task} --resume --flips"))
+        assert lines[number].startswith("-m medseg predict -i ") and set(share) <= set(lines)
     asked.unlink()
-    words = [TEMPLATES / "predict.sbatch", "COHORT", "RUN", "OUT", "--flips"]
-    slurm.run("sbatch", *small, f"--output={tmp_path}/log", *words, environment=environ)
+    job = slurm.run("sbatch", *small, TEMPLATES / "predict.sbatch", "COHORT", *words[2:], environment=environ).strip()
+    assert slurm.wait_for(job, 60)["JobState"] == "COMPLETED"
     assert asked.read_text() == "-m medseg predict -i COHORT -m RUN -o OUT --cluster slurm:gpu --resume --flips\n"
 
 

@@ -5,25 +5,36 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from weakref import finalize
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from medseg.cluster.connect import SETTINGS
 from medseg.errors import ClusterError, ConfigError
+from medseg.progress import Note, unheard
 from medseg.values.section import Section
 
 if TYPE_CHECKING:
     from dask_jobqueue import SLURMCluster
+    from distributed import Security
 
 #: Where a profile that is not named as a file is looked for, as NAME.yaml.
 PROFILES = Path("~/.config/medseg/slurm")
+#: Where the jobs find the keys by which they and the scheduler know each other, until this program ends.
+KEYS = Path("~/.cache/medseg/slurm")
+ROLES = ("client", "scheduler", "worker")
 #: The profile of `--cluster slurm`.
 STANDARD = "default"
-#: Seconds between looks whether jobs ended, at their time limit for instance, and are to be replaced.
+#: Seconds between looks whether jobs ended, at their time limit for instance, and are to be replaced; and after which a
+#: worker that is not heard of any more is taken for ended. One that crashed begins again in its job within that time.
 REPLACE_AFTER_S = 30.0
+LOST_AFTER_S = 60.0
+#: Seconds between looks while the first job is waited for.
+LOOK_AGAIN_S = 1.0
 #: Seconds that Slurm has to answer.
 ANSWER_S = 60.0
 
@@ -128,7 +139,7 @@ def load_profile(file: Path) -> Profile:
         raise ConfigError(f"{file}: {key}: {problem} (found {found!r})") from None
 
 
-def start_slurm(profile: str | None, *, gpu: bool) -> "tuple[SLURMCluster, int]":
+def start_slurm(profile: str | None, *, gpu: bool, note: Note = unheard) -> "tuple[SLURMCluster, int]":
     """Start a scheduler here and ask Slurm for the jobs of a profile.
 
     Called with Dask's settings for cohorts in force (`medseg.cluster.connect.SETTINGS`); the caller closes what it
@@ -137,30 +148,60 @@ def start_slurm(profile: str | None, *, gpu: bool) -> "tuple[SLURMCluster, int]"
     Args:
         profile: name or YAML file; None: the standard profile.
         gpu: each worker process has one GPU and offers the resource GPU=1; all have one thread.
+        note: hears that the first job is being waited for.
 
     Returns:
-        The cluster, and how many worker processes it will have once all jobs run.
+        The cluster, with one worker at least, and how many it will have once all jobs run.
 
     Raises:
         ConfigError: no such profile, or what it says makes no sense.
-        ClusterError: Slurm is not there, or refuses.
+        ClusterError: Slurm is not there, or refuses, or all jobs ended before they became workers.
     """
+    import dask
+
     file = find_profile(profile)
     asked = load_profile(file)
     if not shutil.which("sbatch"):
         raise ClusterError("--cluster slurm: there is no sbatch here; start it where jobs can be submitted")
     try:
         cluster = _cluster(asked, gpu)
-    except (OSError, ValueError, RuntimeError) as error:  # an interface that is not there, or without an address
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # an interface that is not there, for one
         raise ClusterError(f"{file}: no scheduler can be started ({' '.join(str(error).split())})") from None
     try:
         _ask_slurm(file, cluster.job_script())
-    except ClusterError:
+        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{LOST_AFTER_S:g}s"})
+        cluster.scale(jobs=asked.jobs)
+        note(f"waiting for a job of Slurm ({asked.jobs} asked for)")
+        _wait_for_one(cluster, file, asked)
+    except BaseException:
         cluster.close()
         raise
-    cluster.scale(jobs=asked.jobs)
     cluster.adapt(minimum_jobs=asked.jobs, maximum_jobs=asked.jobs, interval=f"{REPLACE_AFTER_S:g}s")
     return cluster, asked.jobs
+
+
+def _wait_for_one(cluster: "SLURMCluster", file: Path, asked: Profile) -> None:
+    """Wait until a worker is there.
+
+    Raises:
+        ClusterError: no job is left that could become one.
+    """
+    while not cluster.scheduler_info["workers"]:
+        time.sleep(LOOK_AGAIN_S)
+        jobs = [job.job_id for job in cluster.workers.values() if job.job_id]
+        if len(jobs) == asked.jobs and not _any_left(jobs) and not cluster.scheduler_info["workers"]:
+            hint = f"{asked.logs} says why" if asked.logs else "give the profile a folder for logs to see why"
+            raise ClusterError(f"{file}: all {asked.jobs} jobs ended before they took a case; {hint}")
+
+
+def _any_left(jobs: list[str]) -> bool:
+    """Return whether any of the jobs waits or runs; True where Slurm does not answer."""
+    command = ["squeue", "--noheader", "--format=%i", "--jobs=" + ",".join(jobs)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    return bool(done.stdout.strip()) if not done.returncode else "Invalid job id" not in done.stderr
 
 
 def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
@@ -173,7 +214,8 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
     directives = [f"--gres={asked.gres}"] if asked.gres else []
     if asked.logs is None:
         directives.append("--output=/dev/null")
-    return SLURMCluster(
+    security, keys = _make_keys()
+    cluster = SLURMCluster(
         queue=asked.partition,
         account=asked.account,
         walltime=asked.time,
@@ -187,11 +229,32 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
         worker_extra_args=["--no-dashboard", *(["--resources", "GPU=1"] if gpu else [])],
         python=asked.python,
         interface=asked.interface,
+        security=security,
         log_directory=str(asked.logs.expanduser()) if asked.logs else None,
         job_name="medseg",
         scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         silence_logs=logging.CRITICAL,
     )
+    finalize(cluster, shutil.rmtree, keys, ignore_errors=True)  # at the end of the process if not before
+    return cluster
+
+
+def _make_keys() -> "tuple[Security, Path]":
+    """Return keys for this run, and the folder of their files.
+
+    Without them, others in the network could have the workers run what they like.
+    """
+    from distributed import Security
+
+    KEYS.expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=KEYS.expanduser()))
+    made = Security.temporary()
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_text(made.tls_worker_cert)
+    key.touch(mode=0o600)
+    key.write_text(made.tls_worker_key)
+    files = {f"tls_{role}_cert": str(certificate) for role in ROLES} | {f"tls_{role}_key": str(key) for role in ROLES}
+    return Security(require_encryption=True, tls_ca_file=str(certificate), **files), folder
 
 
 def _ask_slurm(file: Path, script: str) -> None:
