@@ -1,5 +1,6 @@
-"""Every notebook runs from top to bottom and shows a picture in each of its sections."""
+"""Every notebook runs from top to bottom, quickly, and shows a picture in each of its sections."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from notebook_runner import FOLDER, execute
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST_BYTES = 1_500_000
+#: Of a processor, for one notebook.
+MOST_SECONDS = 60.0
 
 
 def outputs(cells: list[Any]) -> Iterator[Any]:
@@ -45,7 +48,11 @@ def test_there_is_a_notebook():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path: Path, tmp_path: Path):
+    before = os.times()
     assert sections_without_picture(execute(path, tmp_path)) == []
+    after = os.times()
+    seconds = sum(getattr(after, part) - getattr(before, part) for part in ("children_user", "children_system"))
+    assert 1.0 < seconds < MOST_SECONDS
     assert list(tmp_path.iterdir()) == [], "a notebook leaves nothing in the folder where it runs"
 
 
