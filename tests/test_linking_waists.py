@@ -21,17 +21,18 @@ def table(kind="ids"):
     return LabelTable([Label(id=1, name="lesion", colour=(200, 40, 40), kind=kind)])
 
 
-def stack(areas):
-    """One detection per slice, all about one centre: rectangles of 2 columns x (area / 2) rows."""
+def stack(areas, slices=None, columns=None):
+    """One detection per slice, all about one centre or column: rectangles of 2 columns x (area / 2) rows."""
+    places = zip(areas, slices or range(len(areas)), columns or [30] * len(areas), strict=True)
     return [
         Detections(
             slice_index=z,
-            boxes=np.array([[30, 30 - area / 4, 32, 30 + area / 4]], np.float32),
+            boxes=np.array([[column, 30 - area / 4, column + 2, 30 + area / 4]], np.float32),
             scores=np.array([0.9], np.float32),
             labels=np.array([1], np.int64),
             masks=np.ones((1, 4, 4), np.float32),
         )
-        for z, area in enumerate(areas)
+        for area, z, column in places
     ]
 
 
@@ -59,6 +60,22 @@ def test_a_track_is_cut_where_it_thins_out(areas, expected):
     assert len(parts(areas, 0.0)) == 1
     upside_down = parts(areas[::-1], 0.5)
     assert sorted(p[::-1] for p in upside_down) == sorted(parts(areas, 0.5))
+
+
+def test_missed_slices_were_thinner_and_outlines_apart_are_of_an_object_that_winds():
+    areas = [60, 80, 44, 44, 80, 60]  # 0.55
+
+    def count(ratio, **places):
+        nodes = build_nodes(stack(areas, **places), geometry(9), table(), 0.5)
+        return len(cut_at_waists(nodes, list(range(6)), ratio, (0.7, 0.8)))
+
+    assert [count(r) for r in (0.55, 0.56)] == [1, 2]
+    assert [count(r, slices=[0, 1, 2, 4, 5, 6]) for r in (0.275, 0.28)] == [1, 2]
+    # The widest lie 4 columns apart: 3.2 mm, the diameter of a disc of 80 x 0.56 mm2 is 7.553 mm; 0.55 x 1.424.
+    assert [count(r, columns=[26, 28, 30, 30, 32, 34]) for r in (0.783, 0.784)] == [1, 2]
+    # A pole on a side: the smaller outline counts, 30 of 80.
+    areas = [60, 80, 30, 70, 80, 60]
+    assert [count(r) for r in (0.375, 0.376)] == [1, 2]
 
 
 def test_the_cut_lies_at_the_thinnest_place():

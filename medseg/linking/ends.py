@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.linking.affinity import missing_slices
-from medseg.linking.nodes import Nodes
+from medseg.linking.nodes import PAIRS_PER_CALL, Nodes
 from medseg.values.linking_plan import LinkingPlan
+from medseg.values.ragged import blocks, spans
 
 #: Slices of a track that tell where it leads to: at most, and at least.
 MOST, LEAST = 4, 3
 #: Log-odds that two ends are of one object, by logistic regression on simulated crowds (`linking.crowd`, seeds 700 to
 #: 711): at one diameter of distance and so on. The last counts where slices that both tracks have lie between.
 START, PER_MISSED, PER_DIAMETER, PER_LOG_TAPER, PER_LOG_RATIO, IF_SHARED = 4.7, -1.4, -3.9, 1.1, 0.8, -2.2
-#: Ends further apart than this, in diameters, are not looked at.
+#: Ends further apart than this, in diameters of the larger, are not looked at; nor are tracks further apart than twice
+#: this in diameters of their largest outline.
 FARTHEST = 1.5
 
 
@@ -47,7 +49,7 @@ def join_ends(
         return list(tracks)
     least = float(np.log(config.join_ends / (1 - config.join_ends))) if config.join_ends else -np.inf
     found = []
-    for p, q in _neighbours(nodes, tracks, most):
+    for p, q in _neighbours(nodes, tracks, most, spacing_mm[1:]):
         log_odds = _log_odds(nodes, tracks[p], tracks[q], spacing_mm)
         if log_odds > least:
             keys = sum(int(nodes.keys[i]) for i in (*tracks[p], *tracks[q]))  # breaks ties without knowing the slice
@@ -68,19 +70,31 @@ def join_ends(
     return sorted(joined)
 
 
-def _neighbours(nodes: Nodes, tracks: Sequence[list[int]], most: int) -> list[tuple[int, int]]:
+def _neighbours(
+    nodes: Nodes, tracks: Sequence[list[int]], most: int, pixel_mm: tuple[float, float]
+) -> list[tuple[int, int]]:
     """Return the pairs (p, q) of tracks where q begins after p does and ends after p does, near the end of p."""
+    sizes = np.array([len(track) for track in tracks], np.int64)
     first = np.array([track[0] for track in tracks], np.intp)
     last = np.array([track[-1] for track in tracks], np.intp)
-    begin, end, labels = nodes.slices[first], nodes.slices[last], nodes.labels[first]
-    order = np.lexsort((begin, labels))
-    pairs = []
-    for p in range(len(tracks)):
-        own = order[np.searchsorted(labels[order], labels[p]) : np.searchsorted(labels[order], labels[p], side="right")]
-        low, high = np.searchsorted(begin[own], (end[p] + 1 - most, end[p] + 2 + most))
-        near = own[low:high]
-        near = near[(begin[near] > begin[p]) & (end[near] > end[p]) & (begin[near] != end[p] + 1)]
-        pairs += [(p, q) for q in near.tolist()]
+    begin, end = nodes.slices[first], nodes.slices[last]
+    largest = np.array([nodes.areas[track].max() for track in tracks], np.float64)
+    diameter_mm = np.sqrt(4 / np.pi * largest * np.prod(pixel_mm))
+    span = int(end.max(initial=0)) + 2 + 2 * most  # of a label: no track runs into the next
+    place = nodes.labels[first] * span
+    order = np.argsort(place + begin, kind="stable")
+    low = np.searchsorted((place + begin)[order], place + end + 1 - most)
+    high = np.searchsorted((place + begin)[order], place + end + 1 + most, side="right")
+    pairs: list[tuple[int, int]] = []
+    for block in blocks(high - low, PAIRS_PER_CALL):
+        p, q = spans(low[block], (high - low)[block])
+        p, q = p + block.start, order[q]
+        near = (begin[q] > begin[p]) & (end[q] > end[p]) & (begin[q] != end[p] + 1)
+        near &= np.minimum(sizes[p], sizes[q]) >= LEAST
+        p, q = p[near], q[near]
+        apart_mm = np.linalg.norm((nodes.centroids[last[p]] - nodes.centroids[first[q]]) * pixel_mm, axis=1)
+        near = apart_mm <= 2 * FARTHEST * np.maximum(diameter_mm[p], diameter_mm[q])
+        pairs += zip(p[near].tolist(), q[near].tolist(), strict=True)
     return pairs
 
 
