@@ -162,9 +162,9 @@ def read_figures(path: Path) -> Figures:
 
 
 def summarise(folder: Path, questions: list[str], seeds: list[int], steps: int) -> dict[str, Any]:
-    """Return per question the rows of the means of classes; a question that lacks a run is named and left out."""
+    """Return per question the rows of the means of classes; one that lacks a run is left out and named below."""
     tables: dict[str, Any] = {}
-    missing, runs = [], {}
+    runs: dict[str, Any] = {}
     for question in questions:
         found: dict[str, dict[int, Figures]] = {}
         for name, setting in QUESTIONS[question].items():
@@ -173,7 +173,6 @@ def summarise(folder: Path, questions: list[str], seeds: list[int], steps: int) 
             runs |= {path.name: json.loads(path.read_text(encoding="utf-8")) for path in there.values()}
             found[name] = {seed: read_figures(path) for seed, path in there.items()}
         if any(len(by_seed) < len(seeds) for by_seed in found.values()):
-            missing.append(question)
             continue
         tables[question] = [
             {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
@@ -187,7 +186,7 @@ def summarise(folder: Path, questions: list[str], seeds: list[int], steps: int) 
         "steps": steps,
         "processor_seconds_of_a_training": {"median": statistics.median(spent), "most": max(spent)},
         "questions": tables,
-        "unfinished": missing,
+        "unfinished": [question for question in QUESTIONS if question not in tables],
     }
 
 

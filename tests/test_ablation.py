@@ -219,10 +219,11 @@ def test_a_question_is_trained_once_and_tabulated(tmp_path: Path, monkeypatch: p
     assert (first["mean"], first["difference"]) == (pytest.approx(0.1), None)
     assert (second["mean"], second["difference"], second["pairs"]) == (0.15, 0.05, 3)
     assert second["low"] == second["high"] == 0.05
-    assert record["figures"]["unfinished"] == []
+    asked_for = {"boxes_only", "roi_align_stride_4"}
+    assert {*record["figures"]["unfinished"]} == {*questions.QUESTIONS} - asked_for
     questions.main([*words, "--question", "boxes_only", "--question", "context_thin", "--tabulate"])
     figures = json.loads((tmp_path / "a.json").read_text())["figures"]
-    assert [*figures["questions"]] == ["boxes_only"] and figures["unfinished"] == ["context_thin"]
+    assert [*figures["questions"]] == ["boxes_only"] and "context_thin" in figures["unfinished"]
     assert len(asked) == 9
     monkeypatch.setitem(questions.SETTINGS, "training.learning_rate", 1e-4)
     with pytest.raises(ConfigError, match="by another plan"):
