@@ -6,11 +6,12 @@
 Cases that do nothing but return what a prediction returns go through one local worker, in rounds with the same cases in
 this process; the difference in processor seconds of both processes (scheduler and client are in this one), and in wall
 time, is Dask's. It is compared with one prediction in this process by one thread: of STUDY by the model in RUN, else
-of a phantom (CT, 5 x 1.5 x 1.5 mm) by a small network that was never trained.
+of a synthetic patient, as `medseg phantom` draws them, by the small network of the notebooks.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record_results import write_record
+from record_results import ROOT, write_record
 from safetensors.torch import save_file
 
 from medseg.cluster.choice import ClusterChoice
 from medseg.cluster.connect import Cluster, connected
 from medseg.cluster.run import run_cases
 from medseg.data.cohort import find_cohort
-from medseg.data.cohort_plan import decide_plan
 from medseg.inference.cohort import Case, Job, Summary, predict_case
 from medseg.inference.passes import PassSettings
 from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.inference.study import StudyPredictor
-from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.phantom.cohort import write_cohort
 
 SEED = 0
@@ -76,18 +75,18 @@ def overhead(cases: int, rounds: int, job: Job) -> dict[str, float]:
     }
 
 
-def untrained(folder: Path) -> tuple[Path, Path]:
-    """Write a phantom and a small network for it; return the run and the study."""
-    cohort = folder / "cohort"
-    write_cohort(cohort, cases=1, seed=SEED)
-    found = find_cohort(cohort)
-    plan, _ = decide_plan(found, {}, small=True)
+def small_run(folder: Path) -> tuple[Path, Path]:
+    """Write a synthetic patient, and the notebooks' network as a run; return the run and the study."""
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    from small_network import load_small_network
+
+    plan, model = load_small_network()
     run = folder / "run"
     run.mkdir()
     (run / PLAN_FILE).write_text(plan.to_yaml(), encoding="utf-8")
-    torch.manual_seed(SEED)
-    save_file({k: v.contiguous() for k, v in build_mask_rcnn(plan).state_dict().items()}, run / WEIGHTS_FILE)
-    return run, found.rows[0].images[0]
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, run / WEIGHTS_FILE)
+    write_cohort(folder / "cohort", cases=1, seed=SEED)
+    return run, find_cohort(folder / "cohort").rows[0].images[0]
 
 
 def main() -> None:
@@ -102,7 +101,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run, study = (given.model, given.input) if given.model and given.input else untrained(folder)
+        run, study = (given.model, given.input) if given.model and given.input else small_run(folder)
         predictor = StudyPredictor(run, torch.device("cpu"))
         job = Job(
             models=(run,), model_sha256=tuple(predictor.model_hashes), device="cpu", threads=1, passes=PassSettings(),
