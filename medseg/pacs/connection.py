@@ -146,6 +146,7 @@ class Archive:
         session = requests.Session()
         session.trust_env = False  # or ~/.netrc, proxies and CA bundles of the environment would be used unasked
         session.max_redirects = 0  # or credentials would go where nobody sent them
+        session.headers["Accept-Encoding"] = "identity"  # packing every image takes an archive longer than sending it
         session.auth = _authentication(connection.credentials)
         session.verify = True if connection.ca_bundle is None else str(connection.ca_bundle)
         if connection.client_certificate is not None:
