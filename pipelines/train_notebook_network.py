@@ -4,7 +4,7 @@
 
 writes a run folder, and `notebooks/small_network.safetensors` from it: a Mask R-CNN with a ResNet-18 without its last
 stage, on 16 phantoms of seed 9. The notebooks look at phantoms of other seeds. The file holds weights of six bits
-(notebooks/small_network.py), so that it may lie in the repository; for anything but looking train a network of your own.
+(notebooks/small_network.py), so that it may lie in the repository; to do more than look, train a network of your own.
 """
 
 import argparse

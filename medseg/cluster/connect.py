@@ -26,7 +26,7 @@ SETTINGS: Mapping[str, Any] = {
     # A worker that was killed starts again, which takes long on a busy machine; Dask would give it up after 15 seconds.
     "distributed.deploy.lost-worker-timeout": "1 hour",
     "distributed.worker.profile.enabled": False,
-    # On a machine that is busy with cases an answer may take its time; a process that died is seen at once all the same.
+    # On a machine that is busy with cases an answer may take its time; a process that died is seen at once anyway.
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
     "distributed.worker.memory.target": False,
