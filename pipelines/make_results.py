@@ -100,7 +100,8 @@ def source(record: Record, prefix: str, usual: str) -> str:
     commands = [record["command"]] if isinstance(record["command"], str) else record["command"]
     parts = [f"[{record['name']}.json]({prefix}{record['name']}.json): {record['date']}"]
     if record["seed"] is not None:
-        parts.append(f"seed{'s' * isinstance(record['seed'], list)} {seeds(record['seed'])}")
+        several = isinstance(record["seed"], list) and len(record["seed"]) > 1
+        parts.append(f"seed{'s' * several} {seeds(record['seed'])}")
     if record["commit"]:
         parts.append(f"commit {record['commit']}")
     parts += [record["hardware"]] if record["hardware"] != usual else []
