@@ -24,7 +24,7 @@ from medseg.training.cohort import train_cohort
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
 
-from small_network import FILE, save_small_network
+from small_network import FILE, save_small_network  # noqa: E402
 
 CASES, SEED = 16, 9
 #: Those of `medseg demo` but for a pyramid from stride 4 on and one plane of context each side: fewer, larger pictures
@@ -57,7 +57,8 @@ if __name__ == "__main__":
     write_cohort(args.out / "train", cases=args.cases, seed=SEED, track=console.track)
     settings = {**SETTINGS, **SMALLER, "training.steps": args.steps}
     train_cohort(
-        args.out / "train", args.out / "run", device, settings=settings, fold="all", track=console.track, show=console.show
+        args.out / "train", args.out / "run", device, settings=settings, fold="all",
+        track=console.track, show=console.show,
     )  # fmt: skip
     plan, model = load_run(args.out / "run", device)
     save_small_network(args.to, plan, model.state_dict())
