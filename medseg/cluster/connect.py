@@ -34,6 +34,8 @@ SETTINGS: Mapping[str, Any] = {
     "distributed.worker.memory.pause": False,
     "logging": {"distributed": "critical", "tornado": "critical"},
 }
+#: Where the processes of a local cluster listen; Dask's pages (any free port) without their dashboard.
+LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
 #: `--cluster local` without a number: a worker for this many cores, because a case takes memory as well.
 CORES_PER_WORKER = 4
 #: Seconds until a scheduler has to answer.
@@ -133,8 +135,7 @@ def start_local(workers: int | None, gpu_ids: Sequence[str] | None) -> "tuple[Sp
     number = workers or (len(gpu_ids) if gpu_ids is not None else max(1, usable_cores() // CORES_PER_WORKER))
     common = {
         "nthreads": 1,
-        "host": "127.0.0.1",
-        "dashboard": False,
+        **LOOPBACK,
         "memory_limit": MEMORY_LIMIT // number,
         "silence_logs": logging.CRITICAL,
     }
@@ -144,7 +145,7 @@ def start_local(workers: int | None, gpu_ids: Sequence[str] | None) -> "tuple[Sp
         if gpu_ids is not None:
             own = {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": gpu_ids[index]}}
         specs[index] = {"cls": Nanny, "options": {**common, **own}}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    scheduler = {"cls": Scheduler, "options": {**LOOPBACK, "port": 0}}
     return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL), number
 
 
