@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from medseg.cli import console
 
@@ -145,9 +145,17 @@ class ByteCounter(TorchDispatchMode):
         return result
 
 
+def _winograd_flops(image: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(image, weight, out_shape)
+
+
 def counted(action: Callable[[], Any]) -> tuple[int, int]:
-    """Return the floating-point operations (two for a multiplication with an addition) and bytes of an action."""
-    with FlopCounterMode(display=False) as flops, ByteCounter() as moved:
+    """Return the floating-point operations (two for a multiplication with an addition) and bytes of an action.
+
+    Convolutions count as the plain sum, by whatever way they are computed; torch's counter passes NNPACK's by.
+    """
+    winograd = {torch.ops.aten._nnpack_spatial_convolution: _winograd_flops}
+    with FlopCounterMode(display=False, custom_mapping=winograd) as flops, ByteCounter() as moved:
         action()
     return flops.get_total_flops(), moved.bytes
 
