@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from highdicom import VolumeGeometry
 from network_fixtures import LABELS
 from pydicom.dataset import Dataset
 
-from medseg.errors import ArchiveError, ConfigError, InputError
+from medseg.errors import ArchiveError, ConfigError, InputError, UnreachableError
 from medseg.io import write_instances
 from medseg.io.dicom_context import read_dicom_context
 from medseg.io.dicom_seg_labels import predicted_by
@@ -202,7 +203,7 @@ class Made:
 
 def test_a_series_is_handed_on_once_it_is_whole(archive: Archive, add: Callable[..., None]) -> None:
     made = Made()
-    watch = Watch(archive=archive, rules=Rules(), version=VERSION, process=made)
+    watch = Watch(archive=archive, rules=Rules(), version=VERSION, process=made, clock=lambda: 0.0)
     add("1.1", range(2))
     watch.look(settled=True)
     add("1.1", range(2, 4))  # still coming in
@@ -224,6 +225,45 @@ def test_a_series_is_handed_on_once_it_is_whole(archive: Archive, add: Callable[
     once = Made()
     Watch(archive=archive, rules=Rules(), version=VERSION, process=once).look(settled=False)
     assert sorted(once.uids) == ["1.1", "1.2"]
+
+
+def test_a_series_that_failed_is_tried_again(archive: Archive, add: Callable[..., None]) -> None:
+    """A full disk, here or there, fails every series that comes meanwhile; none of them may be lost."""
+    add("1.1")
+    made, now = Made(), [0.0]
+    made.refused = {"1.1"}
+    watch = Watch(archive=archive, rules=Rules(), version=VERSION, process=made, clock=lambda: now[0])
+    tried = []
+    for minute in range(20):
+        now[0] = 60.0 * minute
+        watch.look(settled=False)
+        if len(made.uids) > len(tried):
+            tried.append(minute)
+    assert tried == [0, 1, 3, 7, 15] and list(watch.failures) == ["1.1"]
+    made.refused, now[0] = set(), 60.0 * 31
+    for _ in range(2):
+        watch.look(settled=False)
+    assert len(made.uids) == 6 and watch.processed == 1 and watch.failures == {}
+
+
+@pytest.mark.parametrize("error", [UnreachableError("no answer"), ArchiveError("404")])
+def test_one_series_that_cannot_be_had_does_not_stop_the_others(
+    archive: Archive, add: Callable[..., None], error: ArchiveError
+) -> None:
+    add("1.2")
+    add("1.1", StudyDate="20240530")  # looked at after the other
+    asked = []
+
+    def process(series: SeriesEntry) -> None:
+        asked.append(series.uid)
+        if series.uid == "1.2":
+            raise error
+
+    watch = Watch(archive=archive, rules=Rules(), version=VERSION, process=process, clock=lambda: 0.0)
+    for _ in range(3):
+        with suppress(UnreachableError):
+            watch.look(settled=False)
+    assert asked == ["1.2", "1.1"]
 
 
 def test_an_archive_that_is_away_for_a_while(

@@ -11,6 +11,19 @@ from medseg.pacs.results import find_result
 from medseg.pacs.search import Rules, SeriesEntry, find_wanted
 from medseg.progress import Note, unheard
 
+#: A series that failed is tried again after this long, then twice as long, and so on.
+FIRST_PAUSE_S = 60.0
+LONGEST_PAUSE_S = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pause:
+    """Until when (of the clock) a series that failed is left alone, with how many instances, and for how long."""
+
+    until: float
+    seconds: float
+    n_instances: int | None
+
 
 @dataclass(kw_only=True)
 class Watch:
@@ -18,7 +31,8 @@ class Watch:
 
     A series is handed on when two looks in a row see the same number of instances, because an archive lists what it is
     still receiving; a single look (`once`) takes it as it is. One that fails is left alone until its number of
-    instances changes.
+    instances changes, or for 1, 2, 4 ... minutes, at most a day: a full disk may have been the reason, and one series
+    that the archive cannot send must not keep the others waiting.
 
     Attributes:
         archive: to watch.
@@ -39,11 +53,13 @@ class Watch:
     days: int | None = None
     tell: Note = unheard
     today: Callable[[], date] = date.today
+    clock: Callable[[], float] = time.monotonic
     failures: dict[str, str] = field(default_factory=dict)
     processed: int = 0
     skipped: int = 0
     _counts: dict[str, int | None] = field(default_factory=dict)
     _finished: dict[str, int | None] = field(default_factory=dict)
+    _pauses: dict[str, _Pause] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.days is not None and self.days < 1:
@@ -83,21 +99,30 @@ class Watch:
         uid, number = series.uid, series.n_instances
         if uid in self._finished and self._finished[uid] == number:
             return
+        pause = self._pauses.get(uid)
+        if pause is not None and pause.n_instances != number:
+            pause = None
+        if pause is not None and self.clock() < pause.until:
+            return
         before = self._counts.get(uid, -1)
         self._counts[uid] = number
         if settled and before != number:
             return
-        if (found := find_result(self.archive, series, self.version)) is not None:
-            self.tell(f"series {uid}: skipped, series {found.uid} is its result by {self.version}")
-            self.skipped += 1
-        else:
-            try:
+        try:
+            if (found := find_result(self.archive, series, self.version)) is not None:
+                self.tell(f"series {uid}: skipped, series {found.uid} is its result by {self.version}")
+                self.skipped += 1
+            else:
                 self.process(series)
                 self.processed += 1
-                self.failures.pop(uid, None)
-            except UnreachableError:
+        except MedsegError as error:
+            seconds = FIRST_PAUSE_S if pause is None else min(2 * pause.seconds, LONGEST_PAUSE_S)
+            self._pauses[uid] = _Pause(until=self.clock() + seconds, seconds=seconds, n_instances=number)
+            if isinstance(error, UnreachableError):
                 raise
-            except MedsegError as error:
-                self.failures[uid] = str(error)
-                self.tell(f"failed: {error}")
+            self.failures[uid] = str(error)
+            self.tell(f"failed: {error}")
+            return
+        self.failures.pop(uid, None)
+        self._pauses.pop(uid, None)
         self._finished[uid] = number
