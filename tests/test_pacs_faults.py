@@ -17,8 +17,10 @@ from dicom_fixtures import SERIES, write_series
 from dicomweb_server import MARK, DicomwebServer, dicomweb_serving, read_series
 from highdicom import VolumeGeometry
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from medseg.errors import ArchiveError, ConfigError, UnreachableError
+from medseg.errors import ArchiveError, ConfigError, InputError, UnreachableError
+from medseg.io.dicom_transfer import find_objects
 from medseg.pacs.connection import Archive, Connection
 from medseg.pacs.credentials import Credentials
 from medseg.pacs.search import find_one_series
@@ -230,7 +232,8 @@ def test_sending(pacs: Pacs, folder: Path, tmp_path: Path) -> None:
     [
         ("full", 2, "the archive did not store it: it is full (failure reason A700)"),
         ("forget", 2, f"took 1 instances of series {SERIES} and lists 0; ask who runs the archive"),
-        (409, 2, "storing an instance: 409 Conflict"),
+        (409, 2, "IM0000.dcm: http://127.0.0.1:"),
+        (413, 2, "storing an instance: 413 "),
     ],
 )
 def test_faults_of_storing(pacs: Pacs, folder: Path, fault: int | str, code: int, expected: str) -> None:
@@ -238,9 +241,28 @@ def test_faults_of_storing(pacs: Pacs, folder: Path, fault: int | str, code: int
         server.fault = lambda method, path, before: fault if method == "POST" else None
         line = pacs("send", "--url", server.url, folder / "IM0000.dcm", "--retries", 0).refusal()
         assert expected in line
-        server.fault = lambda method, path, before: "full" if method == "POST" and before == 2 else None
+        once = "full" if fault == "forget" else fault
+        server.fault = lambda method, path, before: once if method == "POST" and before == 2 else None
         run = pacs("send", "--url", server.url, folder)
         assert run.code == 1 and "1 of 5 objects failed" in run.err and "4 of 5 objects stored and found" in run.out
+
+
+def test_what_is_sent_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    """A CD's directory and notes are passed over; a damaged image is not, or the archive would lack it unnoticed."""
+    inside = shutil.copytree(folder, tmp_path / "cd")
+    (inside / "notes.txt").write_text("hello")
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MediaStorageDirectoryStorage, ExplicitVRLittleEndian
+    directory = Dataset()
+    directory.FileSetID, directory.file_meta = "CD", meta
+    directory.save_as(inside / "DICOMDIR", enforce_file_format=False)
+    assert list(find_objects([inside])) == sorted(inside.glob("*.dcm"))
+    with pytest.raises(InputError, match="DICOMDIR: no DICOM object"):
+        find_objects([inside / "DICOMDIR"])
+    damaged = inside / "IM0001.dcm"
+    damaged.write_bytes(damaged.read_bytes()[:150])
+    with pytest.raises(InputError, match="IM0001.dcm: "):
+        find_objects([inside])
 
 
 # -- who we are -----------------------------------------------------------------------------------------------

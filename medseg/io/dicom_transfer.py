@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from medseg.errors import GeometryError, InputError
 from medseg.io.atomic import is_leftover
@@ -84,7 +86,7 @@ def find_objects(paths: Sequence[Path]) -> dict[Path, ObjectUids]:
 
     Raises:
         InputError: a path that does not exist, a file named that is no DICOM, a folder without any, or an object that
-            does not say which study, series and instance it is.
+            does not say which study, series and instance it is, or cannot be read.
     """
     found: dict[Path, ObjectUids] = {}
     for path in paths:
@@ -103,13 +105,23 @@ def find_objects(paths: Sequence[Path]) -> dict[Path, ObjectUids]:
 
 
 def _read_uids(path: Path) -> ObjectUids | None:
-    """Return the UIDs of a file, None where it is no DICOM."""
+    """Return the UIDs of a file, None where it is no DICOM object: something else, or the directory of a CD.
+
+    Raises:
+        InputError: it cannot be read, or is DICOM and damaged: what is passed over would be missing in the archive.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return uids_of(dcmread(path, specific_tags=list(_UID_KEYWORDS)))
-    except Exception:  # not DICOM, or broken so early that it says nothing
+            dataset = dcmread(path, specific_tags=list(_UID_KEYWORDS))
+    except InvalidDicomError:
         return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+    except Exception as error:  # pydicom raises whatever a damaged byte leads to
+        raise InputError(f"{path}: damaged DICOM ({type(error).__name__}); copy it again") from None
+    is_directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    return None if is_directory else uids_of(dataset)
 
 
 def read_to_send(path: Path) -> Dataset:

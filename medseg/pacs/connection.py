@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from medseg.errors import ArchiveError, ConfigError, UnreachableError
+from medseg.errors import ArchiveError, ConfigError, InputError, UnreachableError
 from medseg.pacs.credentials import Credentials, read_private
 from medseg.progress import Note, unheard
 
@@ -34,7 +34,10 @@ REFUSALS = {
     404: "there is no such thing; check --url, which ends where /studies would follow, and the UIDs",
     409: "it did not store what was sent; its log may say why",
     413: "it is too large for this archive; ask who runs it",
+    415: "this archive does not take objects of this kind or transfer syntax",
 }
+#: Refusals of an object that was sent, not of who sends it; the next may be taken (PS3.18 10.5.3).
+OF_THE_OBJECT = {409, 413, 415}
 LONGEST_WAIT_S = 60.0
 #: Results of a search asked for at once; archives may give fewer.
 PAGE = 500
@@ -188,9 +191,17 @@ class Archive:
             lambda: self._client.retrieve_instance(study, series, instance, media_types=any_syntax),
         )
 
-    def store(self, dataset: Any) -> Any:
-        """Store one object; return the archive's answer (PS3.18 10.5.3), a Dataset."""
-        return self._ask("storing an instance", lambda: self._client.store_instances([dataset]))
+    def store(self, dataset: Any) -> int | None:
+        """Store one object; return None, or the FailureReason (PS3.18 I.2.2; 0: none said) of one that was not stored.
+
+        Raises:
+            InputError: the archive does not take this object.
+        """
+        return self._ask(
+            "storing an instance",
+            lambda: _failure(self._client.store_instances([dataset])),
+            of_the_object=OF_THE_OBJECT,
+        )
 
     def _search(
         self, key: str, search: Callable[..., list], filters: Mapping[str, str], fields: Sequence[str], **where: Any
@@ -216,12 +227,13 @@ class Archive:
                 return list(found.values())
             found.update(new)
 
-    def _ask(self, what: str, act: Callable[[], T]) -> T:
+    def _ask(self, what: str, act: Callable[[], T], of_the_object: Collection[int] = ()) -> T:
         """Do a request, again and again while a fault may pass, after 1, 2, 4 ... seconds or what the archive says.
 
         Raises:
             UnreachableError: the fault did not pass.
-            ArchiveError: a fault that will not.
+            InputError: a status that is `of_the_object` which was sent.
+            ArchiveError: another fault that will not pass.
         """
         import requests
 
@@ -232,13 +244,16 @@ class Archive:
                     return act()
             except requests.RequestException as error:
                 reason, may_pass, wait = _explain(error, self.connection)
+                kind = InputError if _status(error) in of_the_object else ArchiveError
+            except MemoryError:  # told by whoever starts us
+                raise
             except Exception as error:  # an answer of any shape meets parsers that raise whatever it leads to
                 raise ArchiveError(
                     f"{self.connection.place}: {what}: the answer cannot be understood ({type(error).__name__}); check "
                     "that --url leads to DICOMweb services"
                 ) from None
             if not may_pass:
-                raise ArchiveError(f"{self.connection.place}: {what}: {reason}")
+                raise kind(f"{self.connection.place}: {what}: {reason}")
             if attempt > self.connection.retries:
                 raise UnreachableError(
                     f"{self.connection.place}: {what}: {reason}; asked {attempt} times, try again later"
@@ -279,6 +294,16 @@ def _keyed(answer: Any, key: str) -> dict[str, dict]:
     return {str(row[key]["Value"][0]): row for row in _rows(answer)}
 
 
+def _failure(answer: Any) -> int | None:
+    """Return the FailureReason in the answer to a store, None where nothing failed."""
+    refused = answer.get("FailedSOPSequence") or []
+    return int(refused[0].get("FailureReason") or 0) if len(refused) else None
+
+
+def _status(error: "requests.RequestException") -> int | None:
+    return None if error.response is None else int(error.response.status_code)
+
+
 def _explain(error: "requests.RequestException", connection: Connection) -> tuple[str, bool, float | None]:
     """Return what went wrong, whether it may pass, and the seconds that the archive asks to wait."""
     import requests
@@ -291,7 +316,7 @@ def _explain(error: "requests.RequestException", connection: Connection) -> tupl
         return (
             f"{code} {phrase}{f': {told}' if told else ''}",
             code in TRANSIENT,
-            float(after) if after.isdigit() else None,
+            float(after) if after.isdecimal() else None,
         )
     if isinstance(error, requests.exceptions.SSLError):
         reason = getattr(getattr(error.args[0], "reason", None) if error.args else None, "args", ("",))

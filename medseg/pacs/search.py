@@ -255,7 +255,7 @@ def text_of(row: dict, tag: str) -> str:
 
 def _number(row: dict, tag: str) -> int | None:
     text = text_of(row, tag)
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) <= 12 else None  # IS has at most 12 characters (PS3.5 6.2)
 
 
 def _uid(row: dict, tag: str, archive: Archive) -> str:

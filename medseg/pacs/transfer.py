@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import ArchiveError, GeometryError, InputError
 from medseg.io.atomic import atomic_folder
@@ -69,13 +68,14 @@ def send_object(archive: Archive, path: Path) -> ObjectUids:
         ArchiveError: the archive refuses, or does not answer.
     """
     dataset = read_to_send(path)
-    answer = archive.store(dataset)
-    refused: Any = answer.get("FailedSOPSequence") or []
-    if len(refused):
-        number = int(refused[0].get("FailureReason") or 0)
-        known = (FAILURES[code] for code in (number, number & 0xFF00, number & 0xF000) if code in FAILURES)
+    try:
+        failure = archive.store(dataset)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if failure is not None:
+        known = (FAILURES[code] for code in (failure, failure & 0xFF00, failure & 0xF000) if code in FAILURES)
         why = next(known, "no reason that is known")
-        raise InputError(f"{path}: the archive did not store it: {why} (failure reason {number:04X})")
+        raise InputError(f"{path}: the archive did not store it: {why} (failure reason {failure:04X})")
     return uids_of(dataset)
 
 
