@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 
 #: What a fault does: a status; ``drop`` (half the body that it announced); ``cut`` and ``cut end`` (half, or not quite
 #: all, of a body whose length it did not announce); ``page`` (HTML); ``list`` (JSON of another shape); ``away`` (a
-#: redirect); ``full`` and ``forget`` (nothing is stored, and that is said or not); None: the right answer.
+#: redirect); ``full`` and ``forget`` (nothing is stored, and that is said or not); ``twice`` (stored, but 503, and
+#: what it has is refused, 409); None: the right answer.
 Fault = int | str | None
 MARK = "Zqxw"
 BOUNDARY = "b0undary"
@@ -122,6 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
         content = body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
         ds = pydicom.dcmread(BytesIO(content))
         answer = Dataset()
+        if fault == "twice":
+            held = any(each.SOPInstanceUID == ds.SOPInstanceUID for each in self.dicomweb.objects)
+            if not held:
+                self.dicomweb.objects.append(ds)
+            self._send(409 if held else 503, "text/plain", b"")
+            return
         if fault == "full":
             failed = Dataset()
             failed.ReferencedSOPInstanceUID, failed.FailureReason = ds.SOPInstanceUID, 0xA700

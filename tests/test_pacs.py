@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 import medseg
 from medseg.io import read_instances, write_ct_series, write_instances
 from medseg.io.dicom_context import read_dicom_context
+from medseg.io.series import series_name
 from medseg.models.mask_rcnn import build_mask_rcnn
 from medseg.pacs.connection import Archive, Connection
 from medseg.pacs.credentials import Credentials
@@ -175,8 +176,12 @@ def test_watching(pacs: Pacs, client: DICOMwebClient, archive: Orthanc, tmp_path
     assert again.code == 0 and "0 series predicted, 2 skipped" in again.err and len(series_of(client, "SEG")) == 2
     # Another model: its result is not there yet.
     series = ["--series", images[0][0].SeriesInstanceUID, "--series", missing]
+    name = series_name(images[0][0].SeriesInstanceUID)
+    report = out / name / f"{name}_sr.dcm"  # of the first one's objects
+    report.write_bytes(b"")
     two = pacs("predict", *series, "-m", runs[1], "-o", out, "--threads", 1, "--no-report")
     assert two.code == 1 and "1 of 2 series failed" in two.err and len(series_of(client, "SEG")) == 3
+    assert not report.exists() and (out / name / f"{name}_seg.dcm").exists()
     watch[3] = runs[1]
     other = pacs(*watch, "--until", "2024-05-30")
     assert other.code == 0 and "0 series predicted, 1 skipped" in other.err and len(series_of(client, "SEG")) == 3

@@ -24,7 +24,7 @@ from medseg.io.dicom_transfer import find_objects
 from medseg.pacs.connection import Archive, Connection
 from medseg.pacs.credentials import Credentials
 from medseg.pacs.search import find_one_series
-from medseg.pacs.transfer import fetch_series
+from medseg.pacs.transfer import fetch_series, send_object
 
 Pacs = Callable[..., Run]
 SECRET = "s3cret-ÄΩ"
@@ -245,6 +245,20 @@ def test_faults_of_storing(pacs: Pacs, folder: Path, fault: int | str, code: int
         server.fault = lambda method, path, before: once if method == "POST" and before == 2 else None
         run = pacs("send", "--url", server.url, folder)
         assert run.code == 1 and "1 of 5 objects failed" in run.err and "4 of 5 objects stored and found" in run.out
+
+
+def test_an_archive_that_refuses_what_it_has(folder: Path, tmp_path: Path) -> None:
+    with dicomweb_serving([]) as server:
+        server.fault = lambda method, path, before: "twice" if method == "POST" else None
+        archive = Archive(Connection(url=server.url, retries=1), sleep=lambda seconds: None)
+        for _ in range(2):  # stored, not told, and refused when it is asked again
+            assert send_object(archive, folder / "IM0000.dcm").instance == f"{SERIES}.1"
+        assert len(server.objects) == 1
+        changed = pydicom.dcmread(folder / "IM0000.dcm")
+        changed.SeriesDescription = "another object of this UID"
+        changed.save_as(tmp_path / "changed.dcm")
+        with pytest.raises(InputError, match="changed.dcm: .* 409 Conflict"):
+            send_object(archive, tmp_path / "changed.dcm")
 
 
 def test_what_is_sent_of_a_folder(folder: Path, tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def _predict_one(
     from medseg.inference.cohort import summarise
     from medseg.io.series import series_name
     from medseg.pacs.transfer import fetch_series, send_object, verify_sent
+    from medseg.reporting.case_report import SR_ENDING
     from medseg.reporting.structured_report import write_measurements_sr
 
     name = series_name(entry.uid)
@@ -270,7 +271,7 @@ def _predict_one(
         console.tell(f"series {entry.uid}: no objects, so no structured report")
     elif sr:
         # Before the segmentation: once that is in the archive, the series counts as done.
-        files.insert(0, out / name / f"{name}_sr.dcm")
+        files.insert(0, out / name / f"{name}{SR_ENDING}")
         write_measurements_sr(list(saved.measurements), seg, files[0])
         console.wrote(files[0])
     if send_back:

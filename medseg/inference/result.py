@@ -18,7 +18,7 @@ from medseg.io.dicom_context import DicomContext
 from medseg.io.dicom_seg_labels import predicted_by
 from medseg.io.label_tables import write_bids_table, write_itksnap_table
 from medseg.metrics.measurement import Measurement, measure
-from medseg.reporting.case_report import REPORT_FILE, RUN_FILE, THUMBNAIL_ENDING, CaseReport, save_case
+from medseg.reporting.case_report import REPORT_FILE, RUN_FILE, SR_ENDING, THUMBNAIL_ENDING, CaseReport, save_case
 from medseg.reporting.overlay import save_overlay
 from medseg.reporting.tables import measurement_dict, write_measurements_csv, write_measurements_json
 from medseg.values.geometry import spacing_of
@@ -84,7 +84,8 @@ def save_prediction(
         version: AlgorithmVersion in the DICOM SEG.
     """
     instances = prediction.instances
-    for stale in (REPORT_FILE, f"{name}{THUMBNAIL_ENDING}"):  # of a prediction before, which they would outlive
+    # Of a prediction before, which they would outlive.
+    for stale in (REPORT_FILE, f"{name}{THUMBNAIL_ENDING}", f"{name}{SR_ENDING}"):
         (folder / stale).unlink(missing_ok=True)
     start = time.perf_counter()
     flat = write_instances(folder / f"{name}_instances.nii.gz", instances)

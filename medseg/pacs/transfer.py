@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medseg.errors import ArchiveError, GeometryError, InputError
 from medseg.io.atomic import atomic_folder
 from medseg.io.dicom_transfer import ObjectUids, check_series, read_to_send, save_received, uids_of
 from medseg.pacs.connection import LONGEST_WAIT_S, Archive
-from medseg.pacs.search import SeriesEntry, list_instances
+from medseg.pacs.search import SeriesEntry, list_instances, text_of
 from medseg.progress import Track, silent
 
 #: FailureReason of an instance that was not stored (PS3.18 I.2.2); of others the number is told.
@@ -60,6 +61,9 @@ def fetch_series(
 def send_object(archive: Archive, path: Path) -> ObjectUids:
     """Store the object in a file; sending it again does no harm, for it has the same UID.
 
+    Some archives refuse what they have, and a request that is repeated may have been carried out the first time: an
+    object that the archive does not take counts as stored if it has the very same one.
+
     Returns:
         Its UIDs.
 
@@ -68,15 +72,24 @@ def send_object(archive: Archive, path: Path) -> ObjectUids:
         ArchiveError: the archive refuses, or does not answer.
     """
     dataset = read_to_send(path)
+    uids = uids_of(dataset)
     try:
         failure = archive.store(dataset)
     except InputError as error:
+        if _has(archive, uids, dataset):
+            return uids
         raise InputError(f"{path}: {error}") from None
-    if failure is not None:
+    if failure is not None and not _has(archive, uids, dataset):
         known = (FAILURES[code] for code in (failure, failure & 0xFF00, failure & 0xF000) if code in FAILURES)
         why = next(known, "no reason that is known")
         raise InputError(f"{path}: the archive did not store it: {why} (failure reason {failure:04X})")
-    return uids_of(dataset)
+    return uids
+
+
+def _has(archive: Archive, uids: ObjectUids, dataset: Any) -> bool:
+    """Tell whether the archive has an object, equal in all that it says."""
+    listed = {text_of(row, "00080018") for row in archive.search_instances(uids.study, uids.series)}
+    return uids.instance in listed and bool(archive.retrieve(uids.study, uids.series, uids.instance) == dataset)
 
 
 def verify_sent(archive: Archive, sent: Sequence[ObjectUids]) -> None:

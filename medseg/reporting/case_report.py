@@ -25,6 +25,8 @@ REPORT_FILE = "report.html"
 RUN_FILE = "run.json"
 #: The picture of a case in the index of its cohort is called NAME and this.
 THUMBNAIL_ENDING = "_thumbnail.jpg"
+#: The structured report of its measurements, where one is written, NAME and this.
+SR_ENDING = "_sr.dcm"
 #: Axial pictures of a report.
 PICTURES = 6
 #: Doubtful joins that are told one by one.
