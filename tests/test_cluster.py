@@ -95,6 +95,11 @@ def test_nobody_answers() -> None:
             pass
 
 
+def test_tls_without_certificates() -> None:
+    with pytest.raises(ConfigError, match=r"tls://127.0.0.1:9: Dask's settings here name no certificates for TLS"):
+        connected(ClusterChoice(kind="scheduler", address="tls://127.0.0.1:9")).__enter__()
+
+
 def test_one_worker_for_each_gpu() -> None:
     with pytest.raises(ConfigError, match="--cluster local:3: there are 2 GPUs, and each takes one worker"):
         start_local(3, ["0", "1"])
@@ -197,8 +202,10 @@ def runs(cohort: Path, scheduler: ClusterChoice) -> tuple[Path, Path]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (cohort / "printed").open("w") as printed:
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=printed, stderr=printed)
-    wait_for(lambda: len(stamps(killed)) >= 6 or process.poll() is not None)
-    process.kill()
+    try:
+        wait_for(lambda: len(stamps(killed)) >= 6 or process.poll() is not None)
+    finally:
+        process.kill()
     assert process.wait() == -signal.SIGKILL, (cohort / "printed").read_text()
     return alone, killed
 
@@ -221,7 +228,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/run.json")}
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -258,7 +265,7 @@ def test_a_killed_run_goes_on_loses_a_worker_and_gives_the_same_bytes(
         wait_for(lambda: len(stamps(out)) >= STUDIES - 5)
         os.kill(next(iter(cluster.client.run(os.getpid).values())), signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_a_worker)
+    killer = threading.Thread(target=kill_a_worker, daemon=True)
     killer.start()
     on_cluster = command(cohort, out, "--cluster", cluster.client.scheduler.address, "--resume")
     code, printed, err = medseg(*on_cluster)

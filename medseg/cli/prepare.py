@@ -55,15 +55,19 @@ def run(
         raise ConfigError("--plan and --resume: a run goes on by its own plan; leave out --plan")
     if small and (plan_file or resume):
         raise ConfigError("--small shapes a new plan; leave it out with --plan and --resume, which have one")
+    # Before workers are waited for, which may take hours.
+    given = dict(parse_setting(text) for text in settings or [])
+    kinds = dict(parse_kind(text) for text in kind or [])
+    held_out = None if fold is None else parse_fold(fold)
     with connected(choice, note=console.tell) as workers:
         prepare_cohort(
             cohort,
             out,
-            settings=dict(parse_setting(text) for text in settings or []),
+            settings=given,
             plan_file=plan_file,
             small=small,
-            kinds=dict(parse_kind(text) for text in kind or []),
-            fold=None if fold is None else parse_fold(fold),
+            kinds=kinds,
+            fold=held_out,
             single_case=single_case,
             resume=resume,
             cluster=workers,

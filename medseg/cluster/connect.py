@@ -71,7 +71,8 @@ def connected(
         note: hears what is being waited for.
 
     Raises:
-        ConfigError: Dask is not installed, more workers than GPUs, or workers that cannot take cases.
+        ConfigError: Dask is not installed, or has no certificates for TLS; more workers than GPUs, or workers that
+            cannot take cases.
         ClusterError: no scheduler answers.
     """
     if choice is None:
@@ -94,6 +95,13 @@ def connected(
                 raise ClusterError(
                     f"{choice.address}: no Dask scheduler answers ({type(error).__name__}); is it running, and may "
                     "this machine reach it?"
+                ) from None
+            except TypeError:  # what Dask raises where it has no certificates
+                if not choice.address.startswith("tls:"):
+                    raise
+                raise ConfigError(
+                    f"{choice.address}: Dask's settings here name no certificates for TLS; set distributed.comm.tls "
+                    "(docs/cluster.md)"
                 ) from None
             expected = 1
         else:

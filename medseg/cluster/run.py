@@ -89,7 +89,8 @@ def run_cases(
                 yield name, outcome
     except (OSError, CancelledError) as error:
         raise ClusterError(
-            f"the Dask scheduler is gone ({type(error).__name__}); what is done is kept, start again with --resume"
+            f"the Dask scheduler is gone ({type(error).__name__}); start again; predict and prepare with --resume "
+            "keep what is done"
         ) from None
     finally:
         if running and client.status == "running":
