@@ -1,7 +1,7 @@
 """A real Slurm on loopback: two nodes of one processor each, with everything it needs in a folder of its own."""
 
-import getpass
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -72,7 +72,7 @@ class Slurm:
         """Return what a command prints; it has to succeed."""
         words = [str(word) for word in command]
         done = subprocess.run(
-            words, env=self.environment | dict(environment or {}), capture_output=True, text=True, timeout=60
+            words, env=self.environment | dict(environment or {}), capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout
@@ -107,6 +107,8 @@ def loopback_slurm() -> Iterator[Slurm]:
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         raise NoSlurm(f"{', '.join(missing)} not installed (Debian: apt-get install slurm-wlm munge)")
+    # However this process ends, the daemons end with it.
+    ending = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     # Not pytest's folder: a socket's path has at most 107 characters, and munged wants parents of safe permissions.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     started: list[subprocess.Popen[bytes]] = []
@@ -116,7 +118,9 @@ def loopback_slurm() -> Iterator[Slurm]:
         for name, command in _daemons(folder).items():
             with (folder / f"{name}.log").open("ab") as log:
                 started.append(
-                    subprocess.Popen(command, env=slurm.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                    subprocess.Popen(
+                        [*ending, *command], env=slurm.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    )
                 )
             if name == "munged":
                 _wait_until(lambda: (folder / "munge.socket").exists(), slurm, started)
@@ -132,9 +136,12 @@ def _configure(folder: Path) -> None:
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
-    text = CONFIGURATION.format(
-        folder=folder, host=socket.gethostname().split(".")[0], user=getpass.getuser(), ports=_free_ports(3)
-    )
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise NoSlurm(f"Slurm does not start for user {os.getuid()}, who has no name here") from None
+    host = socket.gethostname().split(".")[0]
+    text = CONFIGURATION.format(folder=folder, host=host, user=user, ports=_free_ports(3))
     (folder / "slurm.conf").write_text(text)
 
 
@@ -168,9 +175,9 @@ def _idle(slurm: Slurm) -> int:
 def _wait_until(ready: Callable[[], bool], slurm: Slurm, started: list[subprocess.Popen[bytes]]) -> None:
     end = time.monotonic() + 60
     while not ready():
-        ended = [daemon.args[0] for daemon in started if daemon.poll() is not None]
+        ended = [" ".join(daemon.args) for daemon in started if daemon.poll() is not None]
         if ended or time.monotonic() > end:
-            reason = f"{ended[0]} ended" if ended else "not ready after 60 s"
+            reason = f"ended: {ended[0]}" if ended else "not ready after 60 s"
             raise NoSlurm(f"Slurm does not start here ({reason}): {slurm.logs()}")
         time.sleep(0.1)
 
