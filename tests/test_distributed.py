@@ -208,7 +208,7 @@ def test_two_nodes_resume_train_validate_and_save_once(tmp_path: Path) -> None:
 def test_ctrl_c_ends_torchrun_before_it_kills(tmp_path: Path) -> None:
     """Both processes stop by themselves, one saves: torchrun kills after 30 seconds what has not ended."""
     run = tmp_path / "run"
-    settings = {**SMALL, "training.steps": 10_000}
+    settings = {**SMALL, "training.steps": 2_000}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
     verb = ["-m", "medseg", "train", write_simple_cohort(tmp_path / "cohort"), "-o", run, "--device", "cpu"]
