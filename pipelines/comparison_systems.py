@@ -191,7 +191,7 @@ def train_yolo(cases: Sequence[Case], seed: int, seconds: float, python: Path, m
 
 def _read_found(path: Path, like: InstanceSet) -> list[Detections]:
     """Return what YOLO found in a volume, slice by slice, masks in their boxes."""
-    with np.load(path) as found:
+    with np.load(path, allow_pickle=False) as found:
         rows = [
             (np.asarray(box, np.float64), like.labels.ids[int(name)], cut_mask(mask, box, MASK_SIZE))
             for box, name, mask in zip(found["boxes"], found["classes"], found["masks"].astype(bool), strict=True)

@@ -35,7 +35,7 @@ def train(folder: Path, model: str, side: int, seed: int, seconds: float, names:
     images = folder / "train" / "images"
     images.mkdir()
     for path in sorted((folder / "train").glob("*.npy")):
-        for z, image in enumerate(np.load(path)):
+        for z, image in enumerate(np.load(path, allow_pickle=False)):
             cv2.imwrite(str(images / f"{path.stem}_{z:03d}.png"), image)
     held = folder / "val"  # it insists on a validation; one slice
     first = min(p.stem for p in (folder / "train" / "labels").iterdir() if p.stat().st_size)
@@ -69,9 +69,10 @@ def find(folder: Path, weights: str, side: int) -> dict[str, Any]:
     """Write what is found in the slices of each volume_*.npy to found_*.npz; return processor seconds of each."""
     network, spent = YOLO(weights), []
     paths = sorted(folder.glob("volume_*.npy"))
-    network.predict(np.load(paths[0])[0], imgsz=side, device="cpu", verbose=False)  # what is done once is not counted
+    first = np.load(paths[0], allow_pickle=False)[0]
+    network.predict(first, imgsz=side, device="cpu", verbose=False)  # what is done once is not counted
     for path in paths:
-        volume = np.load(path)
+        volume = np.load(path, allow_pickle=False)
         found: dict[str, list[Any]] = {"slices": [], "boxes": [], "scores": [], "classes": [], "masks": []}
         start = time.process_time()
         for z, image in enumerate(volume):
