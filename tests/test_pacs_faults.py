@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -17,10 +18,9 @@ from dicom_fixtures import SERIES, write_series
 from dicomweb_server import MARK, DicomwebServer, dicomweb_serving, read_series
 from highdicom import VolumeGeometry
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+import medseg.cli.pacs
 from medseg.errors import ArchiveError, ConfigError, InputError, UnreachableError
-from medseg.io.dicom_transfer import find_objects
 from medseg.pacs.connection import Archive, Connection
 from medseg.pacs.credentials import Credentials
 from medseg.pacs.search import find_one_series
@@ -217,6 +217,18 @@ def test_what_libraries_log_is_not_printed(server: DicomwebServer) -> None:
     assert run.code == 0 and SERIES in run.out and run.err == "1 series in 1 study\n"
 
 
+def test_no_room_for_a_temporary_folder(
+    pacs: Pacs, server: DicomwebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(prefix: str) -> None:
+        raise OSError(28, "No space left on device", "/somewhere")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(medseg.cli.pacs, "_open_predictor", lambda *_: None)
+    line = pacs("predict", "--url", server.url, "--series", SERIES, "-m", tmp_path, "-o", tmp_path).refusal()
+    assert f"series {SERIES}: no temporary folder for its images (No space left on device); make room" in line
+
+
 # -- storing --------------------------------------------------------------------------------------------------
 
 
@@ -259,24 +271,6 @@ def test_an_archive_that_refuses_what_it_has(folder: Path, tmp_path: Path) -> No
         changed.save_as(tmp_path / "changed.dcm")
         with pytest.raises(InputError, match="changed.dcm: .* 409 Conflict"):
             send_object(archive, tmp_path / "changed.dcm")
-
-
-def test_what_is_sent_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    """A CD's directory and notes are passed over; a damaged image is not, or the archive would lack it unnoticed."""
-    inside = shutil.copytree(folder, tmp_path / "cd")
-    (inside / "notes.txt").write_text("hello")
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MediaStorageDirectoryStorage, ExplicitVRLittleEndian
-    directory = Dataset()
-    directory.FileSetID, directory.file_meta = "CD", meta
-    directory.save_as(inside / "DICOMDIR", enforce_file_format=False)
-    assert list(find_objects([inside])) == sorted(inside.glob("*.dcm"))
-    with pytest.raises(InputError, match="DICOMDIR: no DICOM object"):
-        find_objects([inside / "DICOMDIR"])
-    damaged = inside / "IM0001.dcm"
-    damaged.write_bytes(damaged.read_bytes()[:150])
-    with pytest.raises(InputError, match="IM0001.dcm: "):
-        find_objects([inside])
 
 
 # -- who we are -----------------------------------------------------------------------------------------------

@@ -250,7 +250,14 @@ def _predict_one(
     from medseg.reporting.structured_report import write_measurements_sr
 
     name = series_name(entry.uid)
-    with tempfile.TemporaryDirectory(prefix="medseg-") as temporary:
+    try:
+        temporary_folder = tempfile.TemporaryDirectory(prefix="medseg-")
+    except OSError as error:  # a watch goes on, and tries again when there is room
+        raise InputError(
+            f"series {entry.uid}: no temporary folder for its images ({error.strerror or error}); make room, or set "
+            "TMPDIR"
+        ) from None
+    with temporary_folder as temporary:
         folder = Path(temporary) / "series"
         fetch_series(archive, entry, folder, track=console.track)
         try:
