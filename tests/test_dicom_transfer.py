@@ -19,7 +19,7 @@ def test_what_is_sent_of_a_folder(oblique_geometry: VolumeGeometry, tmp_path: Pa
     (inside / "notes.txt").write_text("hello")
     directory, meta = Dataset(), FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = MediaStorageDirectoryStorage, ExplicitVRLittleEndian
-    directory.FileSetID, directory.file_meta = "CD", meta
+    directory.FileSetID, directory.file_meta, directory.preamble = "CD", meta, bytes(128)
     directory.save_as(inside / "DICOMDIR", enforce_file_format=False)
     images = sorted(inside.glob("*.dcm"))
     assert len(images) == 5 and list(find_objects([inside])) == images
