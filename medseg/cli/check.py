@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli import console
+from medseg.cli.cohort_options import COHORT, KIND
 from medseg.cli.compute import CLUSTER
 from medseg.cluster.choice import parse_cluster
 
@@ -18,18 +19,14 @@ if TYPE_CHECKING:
     from medseg.data.layouts import Cohort
 
 NAME = "check"
-KIND_HELP = "What a label's voxels are as objects: single, components or ids; repeatable."
 #: Cohorts of up to this many labels get a column for each where that fits, else a line for each.
 LABEL_COLUMNS = 4
 
 
 def run(
-    cohort: Annotated[
-        Path,
-        typer.Argument(metavar="COHORT", help="Folder with cohort.csv or dataset.json, or a DICOM folder per patient."),
-    ],
+    cohort: COHORT,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the report.")] = Path("check.json"),
-    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
+    kind: KIND = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     cluster: CLUSTER = None,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from medseg.cli import console
-from medseg.cli.check import KIND_HELP
+from medseg.cli.cohort_options import KIND
 from medseg.cli.compute import CLUSTER
 from medseg.cluster.choice import parse_cluster
 from medseg.errors import ConfigError
@@ -53,7 +53,7 @@ def run(
         Path | None,
         typer.Option("--labels", help="JSON label table of the reference, where none lies beside it."),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
+    kind: KIND = None,
     image: Annotated[
         Path | None,
         typer.Option("--image", help="Image of the one case, where neither file has its grid (RTSTRUCT)."),

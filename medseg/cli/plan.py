@@ -6,27 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli import console
-from medseg.cli.check import KIND_HELP
+from medseg.cli.cohort_options import COHORT, KIND, SETTINGS, SMALL
 
 if TYPE_CHECKING:
     from medseg.values.plan import Plan
 
 NAME = "plan"
-SMALL_HELP = "A narrow network and a short training: about an hour on two CPU cores."
 
 
 def run(
-    cohort: Annotated[
-        Path,
-        typer.Argument(metavar="COHORT", help="Folder with cohort.csv or dataset.json, or a DICOM folder per patient."),
-    ],
+    cohort: COHORT,
     out: Annotated[Path, typer.Option("--out", "-o", help="YAML file for the plan.")] = Path("plan.yaml"),
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Plan field, e.g. --set input.spacing_mm=[0.5,0.5]; repeatable."),
-    ] = None,
-    small: Annotated[bool, typer.Option("--small", help=SMALL_HELP)] = False,
-    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
+    settings: SETTINGS = None,
+    small: SMALL = False,
+    kind: KIND = None,
     fingerprint: Annotated[
         Path | None, typer.Option("--fingerprint", help="JSON file for the facts about the cohort.")
     ] = None,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medseg.cli import console
-from medseg.cli.check import KIND_HELP
+from medseg.cli.cohort_options import COHORT, KIND, PLAN, RUN, SETTINGS, SMALL
 from medseg.cli.compute import DEVICE_HELP, THREADS_HELP, joined_processes
-from medseg.cli.plan import SMALL_HELP, show_plan
+from medseg.cli.plan import show_plan
 from medseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,20 +21,12 @@ NAME = "train"
 
 
 def run(
-    cohort: Annotated[
-        Path,
-        typer.Argument(metavar="COHORT", help="Folder with cohort.csv or dataset.json, or a DICOM folder per patient."),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run, new.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Plan field, e.g. --set model.backbone=resnet34; repeatable."),
-    ] = None,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="Plan to follow, as medseg plan writes it, but for what --set says.")
-    ] = None,
-    small: Annotated[bool, typer.Option("--small", help=SMALL_HELP)] = False,
-    kind: Annotated[list[str] | None, typer.Option("--kind", metavar="NAME=KIND", help=KIND_HELP)] = None,
+    cohort: COHORT,
+    out: RUN,
+    settings: SETTINGS = None,
+    plan_file: PLAN = None,
+    small: SMALL = False,
+    kind: KIND = None,
     fold: Annotated[
         str | None,
         typer.Option(
