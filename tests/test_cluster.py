@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from medseg.cli import main
 from medseg.cluster.choice import ClusterChoice, parse_cluster
-from medseg.cluster.connect import SETTINGS, Cluster, connected, start_local
+from medseg.cluster.connect import SETTINGS, STARTS, Cluster, connected, patiently, start_local
 from medseg.cluster.run import run_cases
 from medseg.data.check import check_cohort
 from medseg.data.cohort import find_cohort
@@ -48,6 +48,22 @@ def cluster(scheduler: ClusterChoice) -> Iterator[Cluster]:
         assert found is not None
         found.client.wait_for_workers(2)
         yield found
+
+
+def test_a_slow_start_of_dask_is_tried_again() -> None:
+    outcomes: list[type[BaseException] | None] = [AssertionError, AssertionError, None]
+
+    def start() -> str:
+        outcome = outcomes.pop(0)
+        if outcome:
+            raise outcome
+        return "started"
+
+    assert patiently(start) == "started" and not outcomes
+    outcomes += [AssertionError] * STARTS
+    with pytest.raises(AssertionError):
+        patiently(start)
+    assert not outcomes
 
 
 # -- what --cluster says ---------------------------------------------------------------------------------------
@@ -254,7 +270,8 @@ def test_a_killed_run_goes_on_loses_a_worker_and_gives_the_same_bytes(
 ) -> None:
     """24 studies through 2 workers: the run is killed, goes on, and one of its workers is killed then."""
     alone, out = runs
-    wait_for(lambda: not any(cluster.client.run(_running).values()))  # a worker ends the case that it is at
+    # The scheduler forgets the cases of the client that was killed, and each worker ends the one that it is at.
+    wait_for(lambda: not cluster.client.run_on_scheduler(_known) and not any(cluster.client.run(_held).values()))
     before = stamps(out)
     assert 6 <= len(before) < STUDIES
     (broken,) = sorted(before)[:1]
@@ -278,8 +295,12 @@ def test_a_killed_run_goes_on_loses_a_worker_and_gives_the_same_bytes(
     assert all(json.loads(path.read_text())["instances"] for path in out.glob("*/run.json"))
 
 
-def _running(dask_worker) -> int:
-    return len(dask_worker.state.executing)
+def _known(dask_scheduler) -> int:
+    return len(dask_scheduler.tasks)
+
+
+def _held(dask_worker) -> int:
+    return len(dask_worker.state.tasks)
 
 
 def test_what_resume_takes_for_complete(cohort: Path, runs: tuple[Path, Path], medseg, tmp_path: Path) -> None:

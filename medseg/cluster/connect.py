@@ -6,10 +6,11 @@ Slurm (`medseg.cluster.slurm`), or whoever started the scheduler at an address.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg.cluster.choice import ClusterChoice
 from medseg.errors import ClusterError, ConfigError
@@ -40,6 +41,9 @@ LOOPBACK = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0
 CORES_PER_WORKER = 4
 #: Seconds until a scheduler has to answer.
 ANSWER_S = 20.0
+#: How often the thread of Dask's event loop may miss the ten seconds that Dask gives it to start.
+STARTS = 6
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,8 @@ def connected(
         if choice.kind == "scheduler":
             assert choice.address is not None
             try:
-                client = stack.enter_context(Client(choice.address, timeout=ANSWER_S, set_as_default=False))
+                address = choice.address
+                client = stack.enter_context(patiently(lambda: Client(address, timeout=ANSWER_S, set_as_default=False)))
             except (OSError, ValueError) as error:
                 raise ClusterError(
                     f"{choice.address}: no Dask scheduler answers ({type(error).__name__}); is it running, and may "
@@ -113,7 +118,7 @@ def connected(
 
                 started, expected = start_slurm(choice.profile, gpu=gpu_ids is not None, note=note)
             stack.enter_context(started)
-            client = stack.enter_context(Client(started, timeout=ANSWER_S, set_as_default=False))
+            client = stack.enter_context(patiently(lambda: Client(started, timeout=ANSWER_S, set_as_default=False)))
         cluster = Cluster(client=client, expected=expected, resources=resources)
         _wait_for_one(cluster, note)
         yield cluster
@@ -154,7 +159,18 @@ def start_local(workers: int | None, gpu_ids: Sequence[str] | None) -> "tuple[Sp
             own = {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": gpu_ids[index]}}
         specs[index] = {"cls": Nanny, "options": {**common, **own}}
     scheduler = {"cls": Scheduler, "options": {**LOOPBACK, "port": 0}}
-    return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL), number
+    make = partial(SpecCluster, workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    return patiently(make), number
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """Make what has an event loop of Dask, again where a machine that is busy or swaps was too slow for Dask."""
+    for _ in range(STARTS - 1):
+        try:
+            return start()
+        except AssertionError:  # `LoopRunner.start` after ten seconds
+            continue
+    return start()
 
 
 def usable_cores() -> int:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from weakref import finalize
@@ -13,7 +14,7 @@ from weakref import finalize
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from medseg.cluster.connect import SETTINGS
+from medseg.cluster.connect import SETTINGS, patiently
 from medseg.errors import ClusterError, ConfigError
 from medseg.progress import Note, unheard
 from medseg.values.section import Section
@@ -215,7 +216,8 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
     if asked.logs is None:
         directives.append("--output=/dev/null")
     security, keys = _make_keys()
-    cluster = SLURMCluster(
+    start = partial(
+        SLURMCluster,
         queue=asked.partition,
         account=asked.account,
         walltime=asked.time,
@@ -235,6 +237,7 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
         scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         silence_logs=logging.CRITICAL,
     )
+    cluster = patiently(start)
     finalize(cluster, shutil.rmtree, keys, ignore_errors=True)  # at the end of the process if not before
     return cluster
 
