@@ -1,6 +1,7 @@
 """Slurm: profiles, the workers of `--cluster slurm` and the sbatch templates, on a real Slurm on loopback."""
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from medseg.cli import predict
 from medseg.cluster.choice import parse_cluster
 from medseg.cluster.connect import connected
-from medseg.cluster.slurm import find_profile, load_profile
+from medseg.cluster.slurm import _import_cluster, find_profile, load_profile
 from medseg.errors import ClusterError, ConfigError
 from medseg.io import write_volume
 from medseg.training.cohort import train_cohort
@@ -118,6 +119,18 @@ def test_profiles_that_make_no_sense_are_refused_by_file_and_key(tmp_path: Path,
     with pytest.raises(ConfigError, match=message) as refused:
         load_profile(written(tmp_path, text))
     assert "\n" not in str(refused.value)
+
+
+def test_ctrl_c_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("dask_jobqueue")]:
+        monkeypatch.delitem(sys.modules, name)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert _import_cluster().__name__ == "SLURMCluster" and "dask_jobqueue.runner" in sys.modules
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_slurm_refuses_is_told_before_waiting(

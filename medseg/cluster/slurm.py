@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -208,7 +209,6 @@ def _any_left(jobs: list[str]) -> bool:
 def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
     """Return a scheduler that has not asked for jobs yet."""
     from dask.config import serialize
-    from dask_jobqueue import SLURMCluster
 
     settings = serialize({key: value for key, value in SETTINGS.items() if key.startswith("distributed.")})
     begin = [f"export OMP_NUM_THREADS={asked.cores}", f"export DASK_INTERNAL_INHERIT_CONFIG={settings}"]
@@ -217,7 +217,7 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
         directives.append("--output=/dev/null")
     security, keys = _make_keys()
     start = partial(
-        SLURMCluster,
+        _import_cluster(),
         queue=asked.partition,
         account=asked.account,
         walltime=asked.time,
@@ -240,6 +240,15 @@ def _cluster(asked: Profile, gpu: bool) -> "SLURMCluster":
     cluster = patiently(start)
     finalize(cluster, shutil.rmtree, keys, ignore_errors=True)  # at the end of the process if not before
     return cluster
+
+
+def _import_cluster() -> "type[SLURMCluster]":
+    """Import dask-jobqueue, but not the handler of Ctrl-C that comes with it: it would end the program with code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    from dask_jobqueue import SLURMCluster
+
+    signal.signal(signal.SIGINT, before)
+    return SLURMCluster
 
 
 def _make_keys() -> "tuple[Security, Path]":
