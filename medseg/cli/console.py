@@ -78,6 +78,11 @@ def warn(text: str) -> None:
     err.print("warning: " + " ".join(text.split()), style="yellow", markup=False)
 
 
+def failed(text: str) -> None:
+    """Print a line to standard error: which of several failed, and why."""
+    err.print(f"failed: {text}", style="red", markup=False)
+
+
 def tell(text: str) -> None:
     """Print one line about what is going on to standard error."""
     err.print(" ".join(text.split()), markup=False)

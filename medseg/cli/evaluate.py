@@ -172,7 +172,7 @@ def _report(result: "Evaluation") -> None:
     if result.extra:
         console.warn(f"{len(result.extra)} predictions have no reference and were left out: {', '.join(result.extra)}")
     for case, reason in result.failures.items():
-        console.err.print(f"failed: {case}: {reason}", style="red", markup=False)
+        console.failed(f"{case}: {reason}")
 
 
 def summary_table(summary: Mapping[str, Any]) -> "Table":

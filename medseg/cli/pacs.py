@@ -208,7 +208,7 @@ def predict(
             if len(set(series)) == 1:
                 raise
             failed += 1
-            console.err.print(f"failed: {' '.join(str(error).split())}", style="red", markup=False)
+            console.failed(" ".join(str(error).split()))
     _end(failed, len(set(series)), "series")
 
 
@@ -318,7 +318,7 @@ def send(
             if len(objects) == 1:
                 raise
             failed += 1
-            console.err.print(f"failed: {error}", style="red", markup=False)
+            console.failed(str(error))
     verify_sent(archive, sent)
     console.out.print(f"{len(sent)} of {number} stored and found again")
     _end(failed, len(objects), "objects")

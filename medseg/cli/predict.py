@@ -140,7 +140,7 @@ def run(
             for image in case.study:
                 check_apart(out / case.name, image)
         for broken, failure in failures.items():
-            _tell_failure(broken, failure)
+            console.failed(f"{broken}: {failure.reason}")
         count = len(cases) + len(failures)
         complete = 0
         for done, outcome in _predict(predictor, job, cases, choice, gpu_ids):
@@ -148,7 +148,7 @@ def run(
                 if count == 1:
                     raise InputError(outcome.reason)
                 failures[done] = outcome
-                _tell_failure(done, outcome)
+                console.failed(f"{done}: {outcome.reason}")
             elif outcome.complete:
                 complete += 1
             else:
@@ -225,10 +225,6 @@ def _predict(
             job = replace(job, threads=max(1, usable_cores() // cluster.expected))
         there = partial(predict_on_worker, job)
         yield from tracked(run_cases(there, cases, cluster, stage="predict", note=console.warn))
-
-
-def _tell_failure(case: str, failure: Failure) -> None:
-    console.err.print(f"failed: {case}: {failure.reason}", style="red", markup=False)
 
 
 def _finish(

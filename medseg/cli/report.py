@@ -94,5 +94,5 @@ def _report_cases(folders: list[Path], image: Path | None, options: Mapping[str,
             console.wrote(_report_case(folder, source, series, options))
         except MedsegError as error:
             failed += 1
-            console.err.print(f"failed: {folder.name}: {error}", style="red", markup=False)
+            console.failed(f"{folder.name}: {error}")
     return failed

@@ -163,6 +163,6 @@ def _tell_validation(found: "FinalValidation") -> None:
     if found.evaluation:
         console.out.print(summary_table(found.evaluation.summary))
     for case, reason in found.failures.items():
-        console.err.print(f"failed: {case}: {reason}", style="red", markup=False)
+        console.failed(f"{case}: {reason}")
     for file in found.files:
         console.wrote(file)
