@@ -6,16 +6,16 @@ at its cases through, and holds them to the same errors.
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from highdicom import Volume
 
 from medseg.cluster.connect import Cluster
-from medseg.cluster.run import in_order, run_cases
+from medseg.cluster.run import in_order
 from medseg.data.check_case import CaseFacts, case_facts, image_errors, image_hash
-from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case
+from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case, run_rows
 from medseg.data.layouts import Cohort
 from medseg.errors import InputError, MedsegError
 from medseg.io.cohort_table import CohortRow
@@ -54,8 +54,7 @@ def check_cohort(cohort: Cohort, track: Track = silent, cluster: Cluster | None 
     """
     errors = [str(error) for error in broken_errors(cohort)]
     cases: list[CaseFacts] = []
-    check = partial(_check_case, replace(cohort, rows=(), broken=()))  # each case is sent with its own row
-    found = run_cases(check, {row.name: row for row in cohort.rows}, cluster, stage="check")
+    found = run_rows(_check_case, cohort, cohort.rows, cluster, stage="check")
     outcomes = dict(track(found, "checking cases", len(cohort.rows)))
     for row in cohort.rows:
         outcome = outcomes[row.name]
@@ -99,11 +98,10 @@ def measure_cases(
         InputError, GeometryError: of the one broken case.
         CasesError: several errors.
     """
-    errors = list(broken_errors(cohort))
+    errors = broken_errors(cohort)
     prints: list[Print] = []
-    look = partial(_measure_case, replace(cohort, rows=(), broken=()), measure)
     found: Iterator[tuple[str, tuple[Print, T] | list[MedsegError] | Failure]]
-    found = run_cases(look, {row.name: row for row in cohort.rows}, cluster, stage="measure")
+    found = run_rows(partial(_measure_case, measure), cohort, cohort.rows, cluster, stage="measure")
     outcomes = in_order(found, [row.name for row in cohort.rows])
     for row, outcome in zip(cohort.rows, track(outcomes, "reading cases", len(cohort.rows)), strict=True):
         if isinstance(outcome, Failure):
@@ -118,7 +116,7 @@ def measure_cases(
 
 
 def _measure_case(
-    cohort: Cohort, measure: Callable[[tuple[Volume, ...], InstanceSet], T], row: CohortRow
+    measure: Callable[[tuple[Volume, ...], InstanceSet], T], cohort: Cohort, row: CohortRow
 ) -> "tuple[Print, T] | list[MedsegError]":
     """Return a case's print and what is measured of it, or what is wrong with it."""
     try:

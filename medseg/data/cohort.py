@@ -1,12 +1,15 @@
 """Labelled cohorts: find the cases, read and check each one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from highdicom import Volume, VolumeGeometry
 
+from medseg.cluster.connect import Cluster
+from medseg.cluster.run import run_cases
 from medseg.data.grid import stack_channels
 from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset, find_images
 from medseg.errors import CasesError, ConfigError, GeometryError, InputError, MedsegError
@@ -20,6 +23,7 @@ from medseg.io.cohort_table import (
     read_cohort_table,
 )
 from medseg.io.dicom_context import DicomContext, read_dicom_context
+from medseg.io.failures import Failure
 from medseg.io.identity import read_patient_id
 from medseg.io.instances import has_segments, is_dicom, read_instances
 from medseg.io.label_names import read_label_table, united_labels
@@ -32,6 +36,7 @@ from medseg.values.instances import InstanceSet
 from medseg.values.kinds import by_kind
 from medseg.values.placement import place
 
+R = TypeVar("R")
 #: What a table of cases ends with.
 TABLE_SUFFIXES = (".csv", LIST_SUFFIX)
 #: What a cohort may be, for messages.
@@ -347,20 +352,6 @@ def broken_errors(cohort: Cohort) -> list[MedsegError]:
     return [InputError(f"case {case.name}: {case.reason}") for case in cohort.broken]
 
 
-def readable_cases(
-    cohort: Cohort, errors: list[MedsegError], track: Track = silent
-) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
-    """Read the cases of a cohort one after the other; broken ones are passed over, and added to ``errors``."""
-    errors += broken_errors(cohort)
-    for row in track(cohort.rows, "reading cases", len(cohort.rows)):
-        try:
-            volumes, instances = read_cohort_case(row, cohort)
-        except MedsegError as error:
-            errors.append(error)
-            continue
-        yield row, volumes, instances
-
-
 def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRow, tuple[Volume, ...], InstanceSet]]:
     """Read the cases of a cohort one after the other; broken ones are passed over and raised at the end.
 
@@ -368,9 +359,28 @@ def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRo
         InputError, GeometryError: of the one broken case.
         CasesError: several cases are broken.
     """
-    errors: list[MedsegError] = []
-    yield from readable_cases(cohort, errors, track)
+    errors = broken_errors(cohort)
+    for row in track(cohort.rows, "reading cases", len(cohort.rows)):
+        try:
+            volumes, instances = read_cohort_case(row, cohort)
+        except MedsegError as error:
+            errors.append(error)
+            continue
+        yield row, volumes, instances
     raise_broken(errors, cohort)
+
+
+def run_rows(
+    function: Callable[[Cohort, CohortRow], R | Failure],
+    cohort: Cohort,
+    rows: Sequence[CohortRow],
+    cluster: Cluster | None,
+    *,
+    stage: str,
+) -> Iterator[tuple[str, R | Failure]]:
+    """Apply a function to rows of a cohort, see `run_cases`; each travels with the cohort's facts and no other row."""
+    alone = partial(function, replace(cohort, rows=(), broken=()))
+    return run_cases(alone, {row.name: row for row in rows}, cluster, stage=stage)
 
 
 def raise_broken(errors: Sequence[MedsegError], cohort: Cohort) -> None:

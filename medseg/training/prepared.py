@@ -7,16 +7,14 @@ the same files for the same plan, and makes the others anew.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import medseg
 from medseg.cluster.connect import Cluster
-from medseg.cluster.run import run_cases
 from medseg.data.cache import CachedCase, load_case, prepare_case
-from medseg.data.cohort import Cohort, broken_errors, raise_broken, read_cohort_case
+from medseg.data.cohort import Cohort, broken_errors, raise_broken, read_cohort_case, run_rows
 from medseg.errors import InputError, MedsegError
 from medseg.io.atomic import write_json
 from medseg.io.cohort_table import CohortRow
@@ -65,9 +63,8 @@ def prepare_cases(
     for row in missing:
         (folder / f"{row.name}.json").unlink(missing_ok=True)  # without it a case is not whole
     write_json(folder / MANIFEST, manifest)
-    prepare = partial(_prepare, replace(cohort, rows=(), broken=()), plan.input, folder)
-    found = run_cases(prepare, {row.name: row for row in missing}, cluster, stage="prepare")
-    errors = list(broken_errors(cohort))
+    found = run_rows(partial(_prepare, plan.input, folder), cohort, missing, cluster, stage="prepare")
+    errors = broken_errors(cohort)
     for name, error in track(found, "preparing cases", len(missing)):
         if isinstance(error, Failure):
             errors.append(InputError(f"case {name}: {error.reason}"))
@@ -76,7 +73,7 @@ def prepare_cases(
     raise_broken(errors, cohort)
 
 
-def _prepare(cohort: Cohort, plan: InputPlan, folder: Path, row: CohortRow) -> MedsegError | None:
+def _prepare(plan: InputPlan, folder: Path, cohort: Cohort, row: CohortRow) -> MedsegError | None:
     """Prepare a case, or return why it cannot be."""
     try:
         volumes, instances = read_cohort_case(row, cohort)
