@@ -226,10 +226,15 @@ def _readings(
     sizes = np.bincount(of_edge, minlength=len(choice.decided))
     cliques = _cliques(exclusive)
     of_clique = component[[clique[0] for clique in cliques]] if cliques else component[:0]
+
+    def part(chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], list[list[int]], NDArray[np.intp]]:
+        apart = [cliques[c] for c in np.flatnonzero(chosen[of_clique]).tolist()]
+        nodes, arcs = np.flatnonzero(chosen[component]), np.flatnonzero(chosen[of_edge])
+        return nodes, arcs, apart, together[chosen[component[together[:, 0]]]]
+
     for batch in _batches(np.unique(component[bound]), sizes):
-        nodes, arcs = np.flatnonzero(batch[component]), np.flatnonzero(batch[of_edge])
-        apart = [cliques[c] for c in np.flatnonzero(batch[of_clique]).tolist()]
-        problem = _problem(rewards, edges, nodes, arcs, apart, together[batch[component[together[:, 0]]]])
+        nodes, arcs, apart, pairs = part(batch)
+        problem = _problem(rewards, edges, nodes, arcs, apart, pairs)
         result = linprog(
             problem.cost,
             A_ub=sparse.vstack([problem.flow, problem.exclusive]),
@@ -248,10 +253,8 @@ def _readings(
         split = ~choice.decided[of_edge[arcs]]  # of the others, those of the whole nodes are a flow
         assert np.all(split | (np.abs(result.x[n:] - np.round(result.x[n:])) < WHOLE)), "the flow is not whole"
         choice.taken[nodes], choice.followed[arcs] = result.x[:n] > 0.5, result.x[n:] > 0.5
-        for part in halves:
-            nodes, arcs = np.flatnonzero(component == part), np.flatnonzero(of_edge == part)
-            apart = [cliques[c] for c in np.flatnonzero(of_clique == part).tolist()]
-            pairs = together[component[together[:, 0]] == part]
+        for half in halves:
+            nodes, arcs, apart, pairs = part(np.arange(len(sizes)) == half)
             choice.taken[nodes], gap = _branch(rewards, edges, nodes, arcs, apart, pairs, node_limit)
             choice.gap = max(choice.gap, gap)
     linked = together.ravel()
