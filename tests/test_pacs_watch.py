@@ -308,5 +308,5 @@ def test_the_last_days(archive: Archive, add: Callable[..., None]) -> None:
 
 
 def test_a_study_without_a_date_fits_no_dates() -> None:
-    study = StudyEntry(uid="1.1", date=None, description="", modalities=(), n_series=None)
+    study = StudyEntry(uid="1.1", date=None, description="", modalities=())
     assert Rules().fits_study(study) and not Rules(since=date(2024, 1, 1)).fits_study(study)

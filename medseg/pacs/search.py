@@ -12,7 +12,7 @@ from medseg.pacs.connection import Archive
 from medseg.progress import Track, silent
 
 _UID = re.compile(r"[0-9.]{1,64}")
-_STUDY_FIELDS = ("StudyDescription", "ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances")
+_STUDY_FIELDS = ("StudyDescription", "ModalitiesInStudy")
 _SERIES_FIELDS = ("SeriesDescription", "NumberOfSeriesRelatedInstances")
 
 
@@ -44,7 +44,6 @@ class StudyEntry:
     date: date | None
     description: str
     modalities: tuple[str, ...]
-    n_series: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +225,6 @@ def _study(row: dict, archive: Archive) -> StudyEntry:
         date=when,
         description=text_of(row, "00081030"),
         modalities=tuple(one_line(str(value)) for value in values_of(row, "00080061")),
-        n_series=_number(row, "00201206"),
     )
 
 

@@ -88,8 +88,13 @@ def send_object(archive: Archive, path: Path) -> ObjectUids:
 
 def _has(archive: Archive, uids: ObjectUids, dataset: Any) -> bool:
     """Tell whether the archive has an object, equal in all that it says."""
-    listed = {text_of(row, "00080018") for row in archive.search_instances(uids.study, uids.series)}
+    listed = _listed(archive, uids.study, uids.series)
     return uids.instance in listed and bool(archive.retrieve(uids.study, uids.series, uids.instance) == dataset)
+
+
+def _listed(archive: Archive, study: str, series: str) -> set[str]:
+    """Return the SOPInstanceUIDs that the archive lists of a series."""
+    return {text_of(row, "00080018") for row in archive.search_instances(study, series)}
 
 
 def verify_sent(archive: Archive, sent: Sequence[ObjectUids]) -> None:
@@ -102,7 +107,7 @@ def verify_sent(archive: Archive, sent: Sequence[ObjectUids]) -> None:
     for (study, series), instances in places.items():
         missing = instances
         for attempt in range(archive.connection.retries + 1):
-            missing = instances - {row["00080018"]["Value"][0] for row in archive.search_instances(study, series)}
+            missing = instances - _listed(archive, study, series)
             if not missing:
                 break
             if attempt < archive.connection.retries:
