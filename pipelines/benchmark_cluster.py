@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from record_results import ROOT, write_record
-from safetensors.torch import save_file
 
 from medseg.cluster.choice import ClusterChoice
 from medseg.cluster.connect import Cluster, connected
@@ -29,9 +28,9 @@ from medseg.cluster.run import run_cases
 from medseg.data.cohort import find_cohort
 from medseg.inference.cohort import Case, Job, Summary, predict_case
 from medseg.inference.passes import PassSettings
-from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE
 from medseg.inference.study import StudyPredictor
 from medseg.phantom.cohort import write_cohort
+from medseg.training.checkpoint import save_plan, save_weights
 
 SEED = 0
 OBJECTS = tuple((number, f"lesion {number}", 0.9, 1.5) for number in range(1, 21))
@@ -82,9 +81,8 @@ def small_run(folder: Path) -> tuple[Path, Path]:
 
     plan, model = load_small_network()
     run = folder / "run"
-    run.mkdir()
-    (run / PLAN_FILE).write_text(plan.to_yaml(), encoding="utf-8")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, run / WEIGHTS_FILE)
+    save_plan(run, plan)
+    save_weights(run, model.state_dict())
     write_cohort(folder / "cohort", cases=1, seed=SEED)
     return run, find_cohort(folder / "cohort").rows[0].images[0]
 

@@ -21,17 +21,16 @@ time.perf_counter = time.process_time  # before medseg is imported: what it time
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from record_results import ROOT, write_record  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
 from medseg.cluster.choice import ClusterChoice  # noqa: E402
 from medseg.cluster.connect import connected  # noqa: E402
 from medseg.cluster.run import run_cases  # noqa: E402
-from medseg.inference.run import PLAN_FILE, WEIGHTS_FILE  # noqa: E402
 from medseg.inference.study import StudyPredictor  # noqa: E402
 from medseg.io import write_ct_series  # noqa: E402
 from medseg.labels import LabelTable  # noqa: E402
 from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn  # noqa: E402
 from medseg.phantom.case import make_phantom  # noqa: E402
+from medseg.training.checkpoint import save_plan, save_weights  # noqa: E402
 from medseg.values.geometry import make_volume  # noqa: E402
 from medseg.values.plan import InputPlan, Plan  # noqa: E402
 
@@ -59,9 +58,8 @@ def published_network(run: Path) -> Path:
 
 def write_run(run: Path, plan: Plan, model: MaskRCNN) -> Path:
     """Write plan and weights as a training does."""
-    run.mkdir()
-    (run / PLAN_FILE).write_text(plan.to_yaml(), encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, run / WEIGHTS_FILE)
+    save_plan(run, plan)
+    save_weights(run, model.state_dict())
     return run
 
 

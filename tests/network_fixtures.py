@@ -145,17 +145,15 @@ def interrupting(step: int, error: type[BaseException] = KeyboardInterrupt) -> T
     return track
 
 
-def save_run(folder: Path, plan: Plan) -> Path:
+def save_run(folder: Path, plan: Plan, seed: int = 0) -> Path:
     """Write a run that was never trained."""
     import torch
-    from safetensors.torch import save_file
 
-    from medseg.inference.run import WEIGHTS_FILE
     from medseg.models.mask_rcnn import build_mask_rcnn
-    from medseg.training.checkpoint import save_plan
+    from medseg.training.checkpoint import save_plan, save_weights
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     folder.mkdir(parents=True)
     save_plan(folder, plan)
-    save_file({k: v.contiguous() for k, v in build_mask_rcnn(plan).state_dict().items()}, folder / WEIGHTS_FILE)
+    save_weights(folder, build_mask_rcnn(plan).state_dict())
     return folder

@@ -4,17 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import typer
-from network_fixtures import simple_case, tiny_plan
-from safetensors.torch import save_file
+from network_fixtures import save_run, simple_case, tiny_plan
 from typer.testing import CliRunner
 
 from medseg.cli import predict
 from medseg.inference.profile import STAGES, profile, profile_dict
 from medseg.io import dicom_files, list_series, read_volume, write_ct_series
 from medseg.io.dicom import keep_scans
-from medseg.models.mask_rcnn import build_mask_rcnn
 
 
 def test_shares_are_of_the_whole_and_in_order() -> None:
@@ -64,10 +61,7 @@ def test_headers_are_kept_within_the_block_and_no_longer(tmp_path: Path, reads: 
 def test_predict_says_where_the_time_went(tmp_path: Path, reads: list[Path]) -> None:
     write_ct_series(tmp_path / "dicom", simple_case(1, (4, 40, 44))[0], seed=1, description="case")
     plan = tiny_plan({"inference.batch_size": 8})
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "plan.yaml").write_text(plan.to_yaml(), encoding="utf-8")
-    torch.manual_seed(0)
-    save_file(build_mask_rcnn(plan).state_dict(), tmp_path / "run" / "model.safetensors")
+    save_run(tmp_path / "run", plan)
     app = typer.Typer()
     app.command()(predict.run)
     arguments = ["-i", tmp_path / "dicom", "-m", tmp_path / "run", "-o", tmp_path / "out", "--device", "cpu"]
