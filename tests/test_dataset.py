@@ -120,8 +120,10 @@ def test_focused_crops_show_small_objects(cases: list[CachedCase]) -> None:
     samples = [SliceDataset(cases, focused, 20, seed=1)[i] for i in range(20)]
     assert {tuple(sample.image.shape) for sample in samples} == {(1, 64, 64)}
     assert all(2 in sample.classes() for sample in samples)
-    half = SliceDataset(cases, focused.with_overrides({"training.focus_fraction": 0.5}), 40, seed=1)
-    assert 10 < sum(half[i].image.shape[1] == 96 for i in range(40)) < 30
+    batches = {"training.focus_fraction": 0.4, "training.batch_size": 3}
+    mixed = SliceDataset(cases, focused.with_overrides(batches), 30, seed=1)
+    sides = [mixed[i].image.shape[1] for i in range(30)]
+    assert sides == [side for side in (96, 96, 64, 96, 64) * 2 for _ in range(3)]
 
 
 def windows_with(image: np.ndarray, crop: np.ndarray) -> list[tuple[int, int]]:
@@ -162,7 +164,7 @@ def test_samples_are_drawn_as_often_as_the_plan_says(cases: list[CachedCase]) ->
     pair = [replace(cases[0], array=array, objects=objects) for objects in ((slab,), spots)]
     dataset = SliceDataset(pair, plan, 4000, seed=5)
     assert len(dataset.small) == 2 and [len(case.empty_slices()) for case in pair] == [0, 9]
-    places = [dataset._choose(np.random.default_rng([5, i])) for i in range(4000)]
+    places = [dataset._choose(i, np.random.default_rng([5, i])) for i in range(4000)]
     focused = np.array([p.size == (64, 64) for p in places])
     case = np.array([p.case for p in places])
     slices = np.array([p.slice_index for p in places])

@@ -143,13 +143,12 @@ def test_two_processes_have_the_gradients_of_one(prepared: Path) -> None:
 
 
 def test_a_batch_in_parts_is_the_whole_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a GPU computes it: images of one size together, in one part, in two, in five."""
+    """As a GPU computes it: in one part, in two, in five."""
     one_by_one = gradients(prepared, World())
     plan = tiny_plan(SMALL)
     samples = [SliceDataset([load_case(prepared, "case0")], plan, 9, seed=3)[n] for n in range(9)]
     assert [sum(map(len, groups_of(samples, n))) for n in (1, 2, 5, 20)] == [9] * 4
     assert max(map(len, groups_of(samples, 2))) <= 5 and max(map(len, groups_of(samples, 9))) == 1
-    assert len({tuple(s.image.shape) for s in samples}) == 2 and len(list(groups_of(samples, 1))) == 2
     for parts in (1, 2, 5):
         monkeypatch.setattr(
             Stepper, "_parts", lambda self, share, parts=parts: map(self._compute, groups_of(share, parts))

@@ -10,14 +10,16 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d, nms, roi_align
+from torchvision.ops import box_iou as torchvision_iou
 
 from medseg.data.context import network_input
 from medseg.data.grid import NetworkGrid, to_network_grid
 from medseg.inference.feeding import STRIDE, feed
 from medseg.inference.predictor import Predictor
+from medseg.models.box_iou import box_iou
 from medseg.models.inference_form import choose_precision, for_inference
 from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
-from medseg.models.roi_cpu import align_on_cpu
+from medseg.models.roi_cpu import align_on_cpu, cut_on_cpu
 from medseg.models.suppression import grouped_nms
 from medseg.values.plan import InputPlan
 
@@ -95,6 +97,29 @@ def test_gathered_cells_are_roi_align_and_so_are_their_gradients(aligned: bool, 
         found = align_on_cpu(own, rois, size, 0.25, sampling, aligned)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
         torch.testing.assert_close(torch.autograd.grad(found, own, wanted)[0], gradient, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_masks_are_cut_as_roi_align_cuts_them(aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    masks = (torch.rand((3, 37, 59), generator=generator) < 0.5).float()
+    boxes = random_boxes(40, generator) * 1.3 - 10  # more than are cut at once; some lie outside of the slice
+    index = torch.randint(0, 3, (40,), generator=generator)
+    rois = torch.cat([index[:, None].float(), boxes], dim=1)
+    expected = roi_align(masks[:, None], rois, 11, 1.0, 3, aligned)[:, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cut_on_cpu(masks, boxes, index, 11, 3, aligned)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_overlaps_of_boxes_are_torchvisions_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(6)
+    objects, anchors = random_boxes(7, generator), random_boxes(300, generator)
+    anchors[:7], objects[6, 2:] = objects, objects[6, :2]  # the same box, and one without area
+    expected = torchvision_iou(objects, anchors)
+    assert expected.diag()[:6].eq(1).all() and 0 < expected[:6, 7:].max() < 1
+    assert torch.equal(box_iou(objects, anchors).nan_to_num(-1), expected.nan_to_num(-1))
 
 
 @pytest.mark.parametrize("offsets", [(0.0,), (-4.0, 0.0, 4.0), (-9.0, -3.5, 0.0, 1.25)])

@@ -4,6 +4,7 @@ Every random choice of sample n comes from (seed, n) alone: not from the worker 
 the samples before it. A run can therefore go on at any sample.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,9 +41,9 @@ class _Place(NamedTuple):
 class SliceDataset(Dataset[Sample]):
     """``length`` samples drawn from prepared cases, by the shares of the plan (``training``).
 
-    ``focus_fraction``: around a small object, each alike. Of the others, ``object_fraction``: around an object of a
-    class drawn by ``class_balance``, each object of the class alike, in any of its slices alike. Of the rest,
-    ``empty_fraction``: in a slice without any object, of cases that have such slices, each case alike. What then
+    ``focus_fraction``, of whole batches: around a small object, each alike. Of the others, ``object_fraction``: around
+    an object of a class drawn by ``class_balance``, each object of the class alike, in any of its slices alike. Of the
+    rest, ``empty_fraction``: in a slice without any object, of cases that have such slices, each case alike. What then
     remains is drawn anywhere: each case alike, each of its slices alike, objects or not. Crops of the last two lie
     anywhere in the slice.
     """
@@ -82,17 +83,25 @@ class SliceDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, index])
-        place = self._choose(rng)
+        place = self._choose(index, rng)
         return self._cut(place, int(rng.integers(2**32)))
 
     def origin(self, index: int) -> tuple[str, int]:
         """Return the case that sample ``index`` is from, and the slice, counted from 0 in the plan's orientation."""
-        place = self._choose(np.random.default_rng([self.seed, index]))
+        place = self._choose(index, np.random.default_rng([self.seed, index]))
         return self.cases[place.case].name, place.slice_index
 
-    def _choose(self, rng: np.random.Generator) -> _Place:
+    def _focused(self, index: int) -> bool:
+        """Tell whether a sample is a focused crop: whole batches are, spread evenly over the training.
+
+        Samples of one size take the same time, so no thread or process waits for another, and they can be stacked.
+        """
+        batch, share = index // self.plan.training.batch_size, self.plan.training.focus_fraction
+        return bool(self.small) and math.floor((batch + 1) * share) > math.floor(batch * share)
+
+    def _choose(self, index: int, rng: np.random.Generator) -> _Place:
         training = self.plan.training
-        focused = bool(self.small) and training.focus_fraction > 0 and rng.random() < training.focus_fraction
+        focused = self._focused(index)
         shape = training.focus_size if focused else training.crop_size
         crop = np.array(shape)
         if focused or rng.random() < training.object_fraction:

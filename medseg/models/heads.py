@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.ops import box_iou, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from medseg.models.backbones import norm_layer
+from medseg.models.box_iou import box_iou
 from medseg.models.roi import PyramidPooler, mask_targets
 from medseg.models.suppression import by_image, grouped_nms
 from medseg.values.plan import ModelPlan, Plan, TrainingPlan

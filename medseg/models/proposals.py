@@ -10,6 +10,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import clip_boxes_to_image, sigmoid_focal_loss
 
 from medseg.models.anchors import build_anchors
+from medseg.models.box_iou import box_iou
 from medseg.models.suppression import by_image, grouped_nms
 from medseg.values.plan import Plan
 
@@ -31,6 +32,7 @@ class DenseProposals(RegionProposalNetwork):
 
     def __init__(self, *parts: Any, focal_alpha: float, focal_gamma: float, **settings: Any):
         super().__init__(*parts, **settings)
+        self.box_similarity = box_iou
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
 

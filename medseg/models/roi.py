@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
-from medseg.models.roi_cpu import align_on_cpu
+from medseg.models.roi_cpu import align_on_cpu, cut_on_cpu
 from medseg.values.plan import ModelPlan
 
 
@@ -89,6 +89,8 @@ def mask_targets(
     Returns:
         [N, M, M] float32 in 0..1.
     """
+    if masks.device.type == "cpu":
+        return cut_on_cpu(masks.float(), boxes.float(), index, size, sampling, aligned)
     rois = torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1).float()
     cut = roi_align(masks[:, None].float(), rois, size, 1.0, sampling, aligned)
     return cut[:, 0]

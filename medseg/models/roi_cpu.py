@@ -32,6 +32,33 @@ def align_on_cpu(features: Tensor, rois: Tensor, size: int, scale: float, sampli
     return pooled
 
 
+def cut_on_cpu(masks: Tensor, boxes: Tensor, index: Tensor, size: int, sampling: int, aligned: bool) -> Tensor:
+    """Cut out of masks what lies in boxes, as torchvision's `roi_align` at scale 1 does, to float32 rounding.
+
+    Args:
+        masks: [G, H, W] float32.
+        boxes: [N, 4] float32, x1 y1 x2 y2 in pixels.
+        index: [N] int64, out of which mask each is cut.
+        size, sampling, aligned: see `roi_align`; ``sampling`` from 1.
+
+    Returns:
+        [N, size, size].
+    """
+    edges = boxes - (0.5 if aligned else 0.0)
+    found = masks.new_zeros((len(boxes), size, size))
+    for start in range(0, len(boxes), BOXES_AT_ONCE):
+        part = slice(start, start + BOXES_AT_ONCE)
+        x0, y0, x1, y1 = edges[part].unbind(1)
+        top, down = _matrices(*_line_taps(y0, y1, masks.shape[1], size, sampling, aligned), masks.shape[1])
+        left, across = _matrices(*_line_taps(x0, x1, masks.shape[2], size, sampling, aligned), masks.shape[2])
+        height, width = down.shape[2], across.shape[2]
+        places = zip(index[part].tolist(), top, left, strict=True)
+        windows = torch.stack([masks[i, row : row + height, column : column + width] for i, row, column in places])
+        with torch.autocast("cpu", enabled=False):  # targets of eight bits would not do
+            found[part] = down @ windows @ across.transpose(1, 2)
+    return found
+
+
 class _Align(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -31,8 +31,8 @@ class Stepper:
     """Computes the gradients of a batch.
 
     On a CPU every sample is a group of its own, on a thread of its own: convolutions of small slices gain nothing from
-    several threads each, and a step is nearly twice as fast on two cores. On a GPU the samples of one size are one
-    group, of each of the parts that ``accumulate`` asks for. The losses are means over images, so the sum over groups,
+    several threads each, and a step is nearly twice as fast on two cores. On a GPU all are one group, or as many as
+    ``accumulate`` asks for. The losses are means over images, so the sum over groups,
     and over processes, is that of the whole batch; it is taken in the order of the samples and always the same.
     """
 
@@ -135,13 +135,10 @@ def _sum(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
 
 
 def groups_of(samples: Sequence[Sample], parts: int) -> Iterator[list[Sample]]:
-    """Cut samples into so many parts at most, and these into groups of images that can be stacked."""
+    """Cut the samples of a batch, all of one size, into so many groups at most."""
     size = max(1, math.ceil(len(samples) / parts))
     for start in range(0, len(samples), size):
-        groups: dict[tuple[int, ...], list[Sample]] = {}
-        for sample in samples[start : start + size]:
-            groups.setdefault(tuple(sample.image.shape), []).append(sample)
-        yield from groups.values()
+        yield list(samples[start : start + size])
 
 
 def uses_bfloat16(settings: TrainingPlan, device: torch.device) -> bool:

@@ -180,8 +180,8 @@ class TrainingPlan(Section):
         256,
         256,
     )
-    #: This share of the samples is a crop of this size in pixels around a small object (a third of it at most): more
-    #: of them are seen in the same time where they cover little of a slice.
+    #: In this share of the batches each sample is a crop of this size in pixels around a small object (a third of it at
+    #: most): more of them are seen in the same time where they cover little of a slice.
     focus_fraction: float = Field(0.0, ge=0, le=1)
     focus_size: tuple[Annotated[int, Field(ge=32, multiple_of=32)], Annotated[int, Field(ge=32, multiple_of=32)]] = (
         64,
