@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores among themselves
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,12 @@ import pytest
 from highdicom import VolumeGeometry
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Jobs in the background, and those of nohup, ignore signals, and so would every program that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # goes on here, and is as usual in programs that are started
 
 
 @pytest.fixture(scope="session")
