@@ -24,6 +24,7 @@ from test_linking import (
 from medseg.linking import flow, link, link_in_detail
 from medseg.linking.affinity import Edges
 from medseg.linking.alternatives import find_readings
+from medseg.linking.dominated import undominated
 from medseg.linking.drafts import divide
 from medseg.linking.duplicates import drop_duplicates
 from medseg.linking.flow import solve_tracks
@@ -178,13 +179,13 @@ def random_problem(rng, nodes=7, density=0.6):
     return slices, rng.normal(0.3, 1.5, nodes), edges, same
 
 
-def brute_force(rewards, edges, exclusive=(), together=(), without=None):
-    """The best value over every set of edges and nodes."""
+def brute_force(rewards, edges, exclusive=(), together=(), without=None, following=None):
+    """The best value over every set of edges and nodes (``without`` one edge, or those ``following`` one)."""
     best = -np.inf
     n = len(rewards)
     for chosen in itertools.product((False, True), repeat=len(edges.first)):
         pick = np.array(chosen, np.bool_)
-        if without is not None and pick[without]:
+        if (without is not None and pick[without]) or (following is not None and not pick[following]):
             continue
         u, v = edges.first[pick], edges.second[pick]
         if len(set(u.tolist())) < len(u) or len(set(v.tolist())) < len(v):
@@ -214,6 +215,33 @@ def test_competing_readings_are_chosen_as_the_best_of_all_choices():
         solution = solve_tracks(rewards, edges, exclusive, together)
         assert solution.gap == 0
         assert worth(solution, rewards, edges) == pytest.approx(brute_force(rewards, edges, exclusive, together))
+
+
+def test_edges_that_are_left_out_are_followed_by_no_best_choice():
+    rng = np.random.default_rng(5)
+    out = 0
+    for _ in range(15):
+        _, rewards, edges, same = random_problem(rng, nodes=6, density=1)
+        edges = Edges(first=edges.first[:7], second=edges.second[:7], log_odds=edges.log_odds[:7])
+        exclusive, together = same[:1], same[1:2]
+        certain = rewards > 0
+        certain[same[:2]] = False
+        kept = undominated(edges, certain)
+        best = brute_force(rewards, edges, exclusive, together)
+        for e in np.flatnonzero(~kept):
+            assert brute_force(rewards, edges, exclusive, together, following=e) < best
+        out += np.count_nonzero(~kept)
+    assert out > 8
+
+
+def test_edges_of_equal_worth_stay():
+    # 0 to 2 and to 3, 1 to 3: 0 -> 2 is worth as much as the two others, 1 -> 3 less than 0 -> 3.
+    edges = Edges(first=np.array([0, 0, 1]), second=np.array([2, 3, 3]), log_odds=np.array([2.0, 2.0, 1.0]))
+    certain = np.ones(4, np.bool_)
+    assert undominated(edges, certain).all()
+    edges.log_odds[0] = 2.1  # alone at 2: worth more than 0 -> 3
+    assert undominated(edges, certain).tolist() == [True, False, True]
+    assert undominated(edges, certain & (np.arange(4) != 2)).all()  # 2 may be left out, and 0 -> 3 followed
 
 
 @pytest.mark.parametrize(("nodes", "branched"), [(3, 0), (5, 1)])

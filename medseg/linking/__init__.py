@@ -7,6 +7,7 @@ covers      masks that show as one what a slice nearby shows as several
 alternatives  one object or two: readings of a slice that exclude each other
 affinity    log-odds that two detections of different slices are one object
 views       what passes along other axes say of that
+dominated   edges that it cannot follow
 flow        the best set of tracks, exactly
 waists      tracks of objects that stand on each other, cut
 baselines   the field's usual ways, for comparison

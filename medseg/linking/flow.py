@@ -33,6 +33,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse.csgraph import connected_components
 
 from medseg.linking.affinity import TIE, Edges
+from medseg.linking.dominated import undominated
 from medseg.values.ragged import blocks
 
 #: Small components are solved together, up to about this many edges: their optima are independent, and a
@@ -108,14 +109,20 @@ def solve_tracks(
         together: [T, 2] nodes that are taken together or not at all.
         node_limit: of branch and bound, per connected component; never seconds, so that results are the same again.
     """
-    component = _components(len(rewards), np.concatenate([_ends(edges), exclusive, together]))
-    choice = _readings(rewards, edges, component, exclusive, together, node_limit)
+    certain = rewards > 0
+    certain[exclusive], certain[together] = False, False
+    kept = undominated(edges, certain)
+    some = Edges(first=edges.first[kept], second=edges.second[kept], log_odds=edges.log_odds[kept])
+    component = _components(len(rewards), np.concatenate([_ends(some), exclusive, together]))
+    choice = _readings(rewards, some, component, exclusive, together, node_limit)
     forced_rewards = np.where(choice.forced, FORCED, rewards)
-    taken, followed, *_ = _flow(forced_rewards, edges, component, choice.open, choice.decided)
+    taken, by_flow, *_ = _flow(forced_rewards, some, component, choice.open, choice.decided)
     known = choice.decided[component]
+    followed = np.zeros(len(kept), np.bool_)
+    followed[kept] = np.where(known[some.first], choice.followed, by_flow)
     return Solution(
         taken=np.where(known, choice.taken, taken),
-        followed=np.where(known[edges.first], choice.followed, followed),
+        followed=followed,
         open=choice.open,
         forced=choice.forced,
         gap=choice.gap,
@@ -382,7 +389,7 @@ def _branch(
         options={"node_limit": node_limit, "mip_rel_gap": 0.0},
     )
     if result.x is not None:
-        return np.round(result.x[:n]) > 0, float(result.mip_gap or 0.0)
+        return np.round(result.x[:n]) > 0, round(float(result.mip_gap or 0.0), 9)  # below is rounding
     chosen = np.ones(n, np.bool_)
     chosen[pairs.ravel()] = False
     for members in sorted(sets, key=lambda members: -rewards[nodes[members]].max()):
