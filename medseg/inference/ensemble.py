@@ -1,5 +1,8 @@
 """Several passes over a study, of one model or of several, fused slice by slice before linking.
 
+Models of several directions (axial and coronal, say) are fused and linked direction by direction, and their objects
+meet in the volume (`medseg.linking.directions`).
+
 models = load_models(["folds/0", "folds/1", "folds/2"], torch.device("cpu"))
 ensemble = Ensemble(models, PassSettings(flips=True, scales=(0.9, 1.1)))
 study = [read_volume("study/")]
@@ -10,7 +13,7 @@ prediction = ensemble.predict(study)
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,17 @@ import torch
 from highdicom import Volume
 
 from medseg.data.grid import GridPlace, NetworkGrid, place_grid, stack_channels, to_network_grid
-from medseg.errors import ModelError
+from medseg.errors import ConfigError, ModelError
 from medseg.inference.fusion import fuse
 from medseg.inference.passes import Look, PassSettings
-from medseg.inference.predictor import Prediction, Predictor, link_study
+from medseg.inference.predictor import Prediction, Predictor, link_study, place_prediction
 from medseg.inference.run import load_run
 from medseg.inference.views import VIEW_WEIGHT, CrossView, cross_views
+from medseg.linking import Join, link_in_detail
+from medseg.linking.directions import SoftObject, agree, linking_of_each, soften
 from medseg.progress import Track, silent
 from medseg.values.detections import Detections
-from medseg.values.geometry import ACQUISITION, Orientation
+from medseg.values.geometry import ACQUISITION, Orientation, orientation_map
 from medseg.values.plan import InputPlan, Plan
 
 
@@ -54,12 +59,12 @@ class Ensemble:
     threshold and the linking of the first model's plan. One model in one plain pass finds what `Predictor` finds.
 
     Args:
-        models: at least one, for the same labels, channels and orientation.
+        models: at least one, for the same labels and channels.
         settings: the passes of each.
 
     Raises:
         ModelError: models that do not go together.
-        ConfigError: flips that a model's training did not make.
+        ConfigError: flips that a model's training did not make; views with models of several directions.
     """
 
     def __init__(self, models: Sequence[Predictor], settings: PassSettings | None = None):
@@ -74,6 +79,13 @@ class Ensemble:
         self.settings = settings
         named = zip(models, names, strict=True)
         self._passes = [(model, look) for model, name in named for look in settings.looks(model.plan, name)]
+        #: Directions of slices, that of the first model first.
+        self.orientations = tuple(dict.fromkeys(model.plan.input.orientation for model in models))
+        if settings.views and len(self.orientations) > 1:
+            raise ConfigError(
+                f"views: models of several directions ({', '.join(self.orientations)}) see a study across its slices "
+                "as it is; leave the option out"
+            )
 
     def cost(self, volumes: Sequence[Volume]) -> PassCost:
         """Return what `predict` will cost for a study; the network does not look at it yet.
@@ -82,14 +94,15 @@ class Ensemble:
             InputError, GeometryError: see `predict`.
         """
         place = place_grid(volumes, self.plan.input)
-        stacks = [(tuple(volumes), self.plan.input.orientation)]
+        stacks = [(tuple(volumes), own, own) for own in self.orientations]
         if self.settings.views:
-            stacks += [(view.volumes, ACQUISITION) for view in self._views(volumes, place)]
-        pixels = 0
-        for stack, orientation in stacks:
-            for plan, passes in Counter(plan for _, _, plan in self._inputs(orientation)).items():
-                pixels += passes * _pixels(place_grid(stack, plan))
-        return PassCost(passes=len(stacks) * len(self._passes), factor=pixels / _pixels(place))
+            stacks += [(view.volumes, self.plan.input.orientation, ACQUISITION) for view in self._views(volumes, place)]
+        passes = pixels = 0
+        for stack, own, lying in stacks:
+            for plan, times in Counter(plan for _, _, plan in self._inputs(own, lying)).items():
+                passes += times
+                pixels += times * _pixels(place_grid(stack, plan))
+        return PassCost(passes=passes, factor=pixels / _pixels(place))
 
     def predict(self, volumes: Sequence[Volume], track: Track = silent) -> Prediction:
         """Find the objects of a study, as `Predictor.predict` does with one pass.
@@ -106,34 +119,74 @@ class Ensemble:
         place = place_grid(volumes, self.plan.input)
         # Before any work is done: a study that is not fit for them is refused.
         views = self._views(volumes, place) if self.settings.views else ()
-        detections = self._detect(volumes, self.plan.input.orientation, seconds, track)
+        if len(self.orientations) > 1:
+            return self._predict_directions(volumes, place, seconds, track)
+        own = self.plan.input.orientation
+        detections = self._detect(volumes, own, own, seconds, track)
         across = [
-            (view.spread(self._detect(view.volumes, ACQUISITION, seconds, track)), view.geometry) for view in views
+            (view.spread(self._detect(view.volumes, own, ACQUISITION, seconds, track)), view.geometry) for view in views
         ]
         return link_study(detections, place, volumes[0], self.plan, seconds, across)
+
+    def _predict_directions(
+        self, volumes: Sequence[Volume], place: GridPlace, seconds: dict[str, float], track: Track
+    ) -> Prediction:
+        """Link the passes of each direction, then let their objects meet."""
+        labels, linking = self.plan.labels, self.plan.linking
+        geometry = volumes[0].get_geometry()
+        objects: list[list[SoftObject]] = []
+        joins: list[Join] = []
+        gap = linked = 0.0
+        for number, orientation in enumerate(self.orientations):
+            detections = self._detect(volumes, orientation, orientation, seconds, track)
+            start = time.perf_counter()
+            axis_map = orientation_map(geometry, orientation)
+            grid = axis_map.geometry(geometry)
+            found = link_in_detail(detections, grid, labels, linking_of_each(linking))
+            back = axis_map.inverse()
+            soft = soften(found.instances, detections, linking.mask_threshold)
+            objects.append([obj.moved(back, grid.spatial_shape) for obj in soft])
+            gap = max(gap, found.optimality_gap)
+            joins += found.doubtful_joins(linking.doubtful_join) if number == 0 else ()
+            linked += time.perf_counter() - start
+        start = time.perf_counter() - linked
+        together = agree(objects, geometry, labels, linking)
+        # Joins are told by slices of the first direction, and by the numbers that the objects have now.
+        number_of = {members[0]: i for i, members in enumerate(together.members, start=1) if 0 in members}
+        kept = tuple(replace(j, instance=number_of[j.instance]) for j in joins if j.instance in number_of)
+        return place_prediction(together.instances, place, volumes[0], self.plan, seconds, start, kept, gap)
 
     def describe(self) -> dict[str, Any]:
         """Return how the network looks at a study, for run.json; ``view_weight`` is what the views count in linking."""
         weight = self.plan.linking.weights.view if self.settings.views else None
         return {"models": len(self.models), **asdict(self.settings), "view_weight": weight}
 
-    def _inputs(self, orientation: Orientation) -> Iterator[tuple[Predictor, Look, InputPlan]]:
-        """Give the passes over images that lie in an orientation, with the input that each wants."""
+    def _inputs(self, own: Orientation, lying: Orientation) -> Iterator[tuple[Predictor, Look, InputPlan]]:
+        """Give the passes of the models of an orientation over images that lie in another or it, and the input."""
         for model, look in self._passes:
-            yield model, look, look.input_plan(model.plan.input.model_copy(update={"orientation": orientation}))
+            if model.plan.input.orientation == own:
+                yield model, look, look.input_plan(model.plan.input.model_copy(update={"orientation": lying}))
 
     def _views(self, volumes: Sequence[Volume], place: GridPlace) -> tuple[CrossView, ...]:
         oriented = [place.axis_map.volume(v) for v in stack_channels(volumes, self.plan.input.channel_names)]
         return cross_views(oriented, place, self.plan.input)
 
     def _detect(
-        self, volumes: Sequence[Volume], orientation: Orientation, seconds: dict[str, float], track: Track
+        self,
+        volumes: Sequence[Volume],
+        own: Orientation,
+        lying: Orientation,
+        seconds: dict[str, float],
+        track: Track,
     ) -> list[Detections]:
-        """Return what the passes find together, slice by slice, in pixels of the images in this orientation."""
+        """Return what the passes of the models of an orientation find together in images that lie in another or it.
+
+        Slice by slice, in pixels of these images.
+        """
         found: list[list[Detections]] = []
         grid: NetworkGrid | None = None
         made: InputPlan | None = None
-        for model, look, plan in self._inputs(orientation):
+        for model, look, plan in self._inputs(own, lying):
             start = time.perf_counter()
             if grid is None or plan != made:
                 grid, made = to_network_grid(volumes, plan), plan
@@ -157,7 +210,7 @@ def _pixels(place: GridPlace) -> int:
 
 
 def check_alike(plans: Sequence[Plan], names: Sequence[str]) -> None:
-    """Refuse (ModelError) models that cannot be put together: other labels, channels or direction of slices.
+    """Refuse (ModelError) models that cannot be put together: other labels or channels.
 
     Args:
         plans: of the models.
@@ -168,7 +221,6 @@ def check_alike(plans: Sequence[Plan], names: Sequence[str]) -> None:
         for what, ours, theirs in (
             ("labels", _labels(first), _labels(plan)),
             ("channels", ", ".join(first.input.channel_names), ", ".join(plan.input.channel_names)),
-            ("orientation", first.input.orientation, plan.input.orientation),
         ):
             if ours != theirs:
                 raise ModelError(

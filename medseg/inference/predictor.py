@@ -81,14 +81,29 @@ def link_study(
     start = time.perf_counter()
     found = link_in_detail(detections, place.geometry, plan.labels, plan.linking, views)
     instances = found.instances.moved(place.axis_map.inverse())
+    doubtful = found.doubtful_joins(plan.linking.doubtful_join)
+    return place_prediction(instances, place, first, plan, seconds, start, doubtful, found.optimality_gap)
+
+
+def place_prediction(
+    instances: InstanceSet,
+    place: GridPlace,
+    first: Volume,
+    plan: Plan,
+    seconds: Mapping[str, float],
+    start: float,
+    doubtful_joins: tuple[Join, ...],
+    optimality_gap: float,
+) -> Prediction:
+    """Return linked objects in the axes of the first image as a prediction; linking began at ``start``."""
     # The same grid, its affine to the last bit that of the source.
     exact = InstanceSet(instances=instances.instances, geometry=first.get_geometry(), labels=instances.labels)
     return Prediction(
         instances=exact,
         warnings=tuple(_warnings(place, instances, plan)),
         seconds={**seconds, "linking": time.perf_counter() - start},
-        doubtful_joins=found.doubtful_joins(plan.linking.doubtful_join),
-        optimality_gap=found.optimality_gap,
+        doubtful_joins=doubtful_joins,
+        optimality_gap=optimality_gap,
     )
 
 

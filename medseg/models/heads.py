@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image, roi_align
 
 from medseg.models.backbones import norm_layer
 from medseg.models.box_iou import box_iou
@@ -149,6 +149,8 @@ class RoiHeads(nn.Module):
         self.matcher = Matcher(training.box_positive_iou, training.box_negative_iou, allow_low_quality_matches=False)
         self.training_plan = training
         self.limits = plan.inference
+        # Of which classes the semantic head's probability is that of the one object there is; background first.
+        self.alone = [False, *(label.kind == "single" for label in plan.labels)]
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -216,13 +218,17 @@ class RoiHeads(nn.Module):
 
     # -- inference ----------------------------------------------------------------------------------------
 
-    def results(self, features: list[Tensor], proposals: list[Tensor], size: tuple[int, int]) -> list[Result]:
+    def results(
+        self, features: list[Tensor], proposals: list[Tensor], size: tuple[int, int], dense: Tensor | None = None
+    ) -> list[Result]:
         """Return what was found per image, best first.
 
         Args:
             features: pyramid levels.
             proposals: per image [N, 4] boxes.
             size: (H, W) of the input.
+            dense: [B, K, h, w] float32, the probability of each class at each cell of the finest level, if a semantic
+                head told it; masks of labels with one object take a share of it (``inference.semantic_share``).
         """
         features = [level.float() for level in features[: len(self.box_roi_pool.strides)]]  # pooled from twice
         boxes, scores, classes, image = self._select(*self._boxes(features, proposals), proposals, size)
@@ -231,6 +237,8 @@ class RoiHeads(nn.Module):
         boxes = with_margin(boxes, self.mask_margin)
         counts = torch.bincount(image, minlength=len(proposals)).tolist()
         masks = self._chances(features, list(boxes.split(counts)), classes)
+        if dense is not None and self.limits.semantic_share and any(self.alone):
+            masks = self._with_dense(masks, dense, boxes, classes, image)
         parts = zip(*(part.split(counts) for part in (boxes, scores, classes, masks)), strict=True)
         return [Result(*part) for part in parts]
 
@@ -295,6 +303,17 @@ class RoiHeads(nn.Module):
         if self.softmax:
             return F.softmax(logits, dim=1)[own, classes]
         return (logits[:, 0] if self.agnostic else logits[own, classes]).sigmoid()
+
+    def _with_dense(self, masks: Tensor, dense: Tensor, boxes: Tensor, classes: Tensor, image: Tensor) -> Tensor:
+        """Return masks [N, M, M], those of classes with one object mixed with the semantic head's probabilities."""
+        chosen = torch.nonzero(torch.tensor(self.alone, device=classes.device)[classes])[:, 0]
+        maps = image[chosen] * dense.shape[1] + classes[chosen] - 1  # of one class of one image
+        rois = torch.cat([maps[:, None].to(boxes.dtype), boxes[chosen]], dim=1)
+        scale = 1 / self.mask_roi_pool.strides[0]
+        # One sample in the middle of each cell of the mask, linear between the cells of the finest level.
+        told = roi_align(dense.flatten(0, 1)[:, None], rois, self.mask_size, scale, 1, aligned=True)[:, 0]
+        share = self.limits.semantic_share
+        return masks.index_put((chosen,), (1 - share) * masks[chosen] + share * told)
 
     # -- shared -------------------------------------------------------------------------------------------
 

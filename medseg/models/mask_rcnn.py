@@ -75,10 +75,11 @@ class MaskRCNN(nn.Module):
             images: [B, C, H, W] float32, already windowed; any H and W from 32 up.
         """
         self._check(images)
-        _, features = self._features(images)
+        logits, features = self._features(images)
         size = (images.shape[-2], images.shape[-1])
         proposals, _ = self.rpn(ImageList(images, [size] * len(images)), features)
-        return self.roi_heads.results(list(features.values()), proposals, size)
+        dense = None if logits is None else logits.sigmoid()
+        return self.roi_heads.results(list(features.values()), proposals, size, dense)
 
     def _features(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Return the semantic head's logits, if there is one, and the pyramid levels as the other heads see them."""

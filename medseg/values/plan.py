@@ -267,6 +267,9 @@ class InferencePlan(Section):
     #: How often the box head looks again at what it found: edges are moved once more, and the lower of both scores
     #: counts. A few boxes per slice, so it costs little; pays where large boxes come out too small.
     box_refinements: int = Field(0, ge=0, le=3)
+    #: How much of a mask is what the semantic head says about its pixels (`model.semantic_head`); the rest is the mask
+    #: head's. Only for labels of kind `single`: of others, a neighbour of the same class would be mixed in.
+    semantic_share: float = Field(0.0, ge=0, le=1)
     #: Most slices that go through the network at once (a CPU takes fewer of large ones); changes memory and speed, not
     #: results.
     batch_size: int = Field(8, ge=1)
