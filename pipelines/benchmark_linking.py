@@ -5,8 +5,8 @@
 DATA holds `mr_hippocampus` (labelsTr/*.nii.gz: two structures that touch, here two objects of one class) and
 `ct_vertebrae` (three vertebrae that touch); phantoms and crowded stacks are drawn. On other cases and seeds, each
 baseline tunes all of `SEARCH` that it has to the best PQ, for each kind of truth by itself. The flow takes score
-thresholds, gap and shortest object from the best of them and tunes only `OWN` and whether its weights are the defaults
-or those that `fit_weights` (`medseg tune-linking`) fits to the same cases; besides, it is judged as it comes.
+thresholds, gap and shortest object from the best of them and tunes, from its defaults on, only `OWN` and whether its
+weights are the defaults or those that `fit_weights` (`medseg tune-linking`) fits to the same cases; besides, it is judged as it comes.
 `benchmark_linking_speed.py` has time and memory.
 """
 
@@ -128,12 +128,13 @@ for name, (test, other, truth_of) in TRUTHS.items():
     console.out.print(f"{name}: {test} cases, tuned on {other}; runs of missed slices: {runs}")
     tuned = {method: tune(cases[test:], method, START, SEARCH) for method in BASELINES}
     best = max(tuned, key=lambda method: tuned[method][0])
-    start = {**tuned[best][1], "waist_ratio": LinkingPlan().waist_ratio, "weights": {}}
+    own = {key: getattr(LinkingPlan(), key) for key in OWN}
+    start = {**tuned[best][1], **own, "weights": {}}
     config = LinkingPlan(gap_mm=start["gap_mm"], link_iou=start["link_iou"], gap_iou=start["gap_iou"])
     pairs = Pairs.join([label_pairs(reported(case, start), case[0], config) for case in cases[test:]])
-    own = {"weights": ({}, fit_weights(pairs, config).weights.model_dump()), **OWN}
+    search = {"weights": ({}, fit_weights(pairs, config).weights.model_dump()), **OWN}
     chosen = {method: settings for method, (_, settings) in tuned.items()}
-    chosen |= {"flow": tune(cases[test:], "flow", start, own)[1], "flow, defaults": {}}
+    chosen |= {"flow": tune(cases[test:], "flow", start, search)[1], "flow, defaults": {}}
     tables[name], results[name] = {}, {"cases": test, "tuned_on": other, "miss_runs": runs}
     weights[name] = case_weights(test, resamples=2000, seed=len(weights))
     for way, settings in chosen.items():

@@ -18,7 +18,7 @@ from medseg.values.linking_plan import LinkingPlan, LinkWeights
 
 LABELS = LabelTable.from_names(["organ", "lesion", "vertebra"], kinds={"lesion": "components", "vertebra": "ids"})
 ORGAN, LESION, VERTEBRA = 1, 2, 3
-PLAN = LinkingPlan(gap_mm=6.0, link_iou=0.3, gap_iou=0.4, min_score=0.3, length_ratio=0.5)
+PLAN = LinkingPlan(gap_mm=6.0, link_iou=0.3, gap_iou=0.4, min_score=0.3, length_ratio=0.5, keep_short=0.0)
 
 
 def grid(shape=(11, 60, 70), spacing_mm=(5.0, 0.8, 0.7), rotated=False):

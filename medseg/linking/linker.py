@@ -18,6 +18,7 @@ from medseg.linking.ends import join_ends
 from medseg.linking.flow import Solution, solve_tracks
 from medseg.linking.joins import Join, join_confidences
 from medseg.linking.nodes import Nodes, build_nodes
+from medseg.linking.pieces import drop_pieces
 from medseg.linking.reassembly import Object3D, build_object, settle, smooth
 from medseg.linking.scores import calibrated, object_score, unseen_slices
 from medseg.linking.views import Views
@@ -76,9 +77,10 @@ def link(
 
     Detections of one slice that show the same thing are reduced to one (`duplicates`) or kept as readings that
     compete (`alternatives`), the others are joined along the slice axis by an exact minimum-cost flow (`affinity`,
-    `flow`), cut where they thin out (`waists`), joined where one goes on where another ends (`ends`), and become masks,
-    missed slices filled (`reassembly`). Each track is an object, so objects that touch stay apart; for a label of kind
-    `single` the tracks that belong together are united and the others left out (`unite_single`).
+    `flow`), cut where they thin out (`waists`), joined where one goes on where another ends (`ends`), left out
+    where they are short and probably no objects (`pieces`), and become masks, missed slices filled (`reassembly`). Each
+    track is an object, so objects that touch stay apart; for a label of kind `single` the tracks that belong together
+    are united and the others left out (`unite_single`).
 
     Neither the order of detections nor turning the volume upside down changes the objects. Memory grows with
     the detections and objects, not with the volume.
@@ -188,6 +190,8 @@ def _link(
     scores = {track[0]: score(track) for track in tracks}
     tracks = [track for track in tracks if scores[track[0]] >= config.min_score - _ROUNDING]
     apart = [track for track in tracks if not single(track)]
+    if config.method == "flow":
+        apart = drop_pieces(nodes, apart, spacing_mm, depth, config)
     united = unite_single(nodes, [track for track in tracks if single(track)], edges, config.part_fraction)
     objects = [build_object(nodes, [track], scores[track[0]], spacing_mm, shape) for track in apart]
     objects += [build_object(nodes, group, object_score(nodes, group, 0), spacing_mm, shape) for group in united]

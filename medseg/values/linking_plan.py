@@ -59,6 +59,9 @@ class LinkingPlan(Section):
     #: Two tracks (not of a `single` label) are one where one goes on where the other ends, with slices missing between
     #: them or a few that both have, if the probability that they are is above this (`linking.ends`). 1: never.
     join_ends: float = Field(0.5, ge=0, le=1)
+    #: A track of few slices (not of a `single` label) is left out where the probability that it is an object of its
+    #: own, not a piece of a longer one and not false, is below this (`linking.pieces`). 0: never.
+    keep_short: float = Field(0.5, ge=0, le=1)
     #: Detections of a `single` label scored lower than this are left out: where an organ ends, its neighbour is taken
     #: for it with low scores for many slices. Other labels keep theirs, as each object has to be found on its own.
     single_min_score: float = Field(0.5, ge=0, le=1)
