@@ -6,7 +6,8 @@ DATA holds `mr_hippocampus` (labelsTr/*.nii.gz: two structures that touch, here 
 `ct_vertebrae` (three vertebrae that touch); phantoms and crowded stacks are drawn. On other cases and seeds, each
 baseline tunes all of `SEARCH` that it has to the best PQ, for each kind of truth by itself. The flow takes score
 thresholds, gap and shortest object from the best of them and tunes, from its defaults on, only `OWN` and whether its
-weights are the defaults or those that `fit_weights` (`medseg tune-linking`) fits to the same cases; besides, it is judged as it comes.
+weights are the defaults or those that `fit_weights` (`medseg tune-linking`) fits to the same cases; besides, it is
+judged as it comes.
 `benchmark_linking_speed.py` has time and memory.
 """
 
