@@ -59,12 +59,16 @@ def find_covers(
     parts = []
     for distance in range(1, reach + 1):
         below, above = nodes.pairs(distance)
-        big, small = np.concatenate([below, above]), np.concatenate([above, below])
-        most = nodes.window_overlap(big, small)
-        keep = plural[big] & (area[small] < area[big]) & (most >= config.duplicate_overlap * area[small])
-        big, small = big[keep], small[keep]
+        upper = area[above] < area[below]  # the smaller one is the upper
+        big, small = np.where(upper, below, above), np.where(upper, above, below)
         # One slice on one side: twice the mask's position, odd for the upper side.
-        side = 2 * big + (nodes.slices[small] > nodes.slices[big])
+        side = 2 * big + upper
+        near = np.zeros(2 * len(nodes), np.bool_)
+        near[side[fresh[small]]] = True
+        keep = near[side] & plural[big] & (area[small] < area[big])
+        big, small, side = big[keep], small[keep], side[keep]
+        keep = nodes.window_overlap(big, small) >= config.duplicate_overlap * area[small]
+        big, small, side = big[keep], small[keep], side[keep]
         groups, group, sizes = np.unique(side, return_inverse=True, return_counts=True)
         some = np.bincount(group, weights=fresh[small], minlength=len(groups)) > 0
         keep = (sizes[group] > 1) & some[group]

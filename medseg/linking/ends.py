@@ -21,8 +21,7 @@ MOST, LEAST = 4, 3
 #: Log-odds that two ends are of one object, by logistic regression on simulated crowds (`linking.crowd`, seeds 700 to
 #: 711): at one diameter of distance and so on. The last counts where slices that both tracks have lie between.
 START, PER_MISSED, PER_DIAMETER, PER_LOG_TAPER, PER_LOG_RATIO, IF_SHARED = 4.7, -1.4, -3.9, 1.1, 0.8, -2.2
-#: Ends further apart than this, in diameters of the larger, are not looked at; nor are tracks further apart than twice
-#: this in diameters of their largest outline.
+#: Ends further apart than this, in diameters of the larger, are not looked at.
 FARTHEST = 1.5
 
 
@@ -73,13 +72,18 @@ def join_ends(
 def _neighbours(
     nodes: Nodes, tracks: Sequence[list[int]], most: int, pixel_mm: tuple[float, float]
 ) -> list[tuple[int, int]]:
-    """Return the pairs (p, q) of tracks where q begins after p does and ends after p does, near the end of p."""
+    """Return the pairs (p, q) of tracks where q begins after p does and ends after p does, near the end of p.
+
+    Besides the slices that both have, each has `LEAST` or more.
+    """
     sizes = np.array([len(track) for track in tracks], np.int64)
     first = np.array([track[0] for track in tracks], np.intp)
     last = np.array([track[-1] for track in tracks], np.intp)
     begin, end = nodes.slices[first], nodes.slices[last]
-    largest = np.array([nodes.areas[track].max() for track in tracks], np.float64)
-    diameter_mm = np.sqrt(4 / np.pi * largest * np.prod(pixel_mm))
+    members = np.array([i for track in tracks for i in track], np.intp)
+    starts = np.cumsum(sizes) - sizes
+    reach = int(end.max(initial=0)) + 1
+    place_in = np.repeat(np.arange(len(tracks)), sizes) * reach + nodes.slices[members]  # ascending
     span = int(end.max(initial=0)) + 2 + 2 * most  # of a label: no track runs into the next
     place = nodes.labels[first] * span
     order = np.argsort(place + begin, kind="stable")
@@ -92,28 +96,30 @@ def _neighbours(
         near = (begin[q] > begin[p]) & (end[q] > end[p]) & (begin[q] != end[p] + 1)
         near &= np.minimum(sizes[p], sizes[q]) >= LEAST
         p, q = p[near], q[near]
-        apart_mm = np.linalg.norm((nodes.centroids[last[p]] - nodes.centroids[first[q]]) * pixel_mm, axis=1)
-        near = apart_mm <= 2 * FARTHEST * np.maximum(diameter_mm[p], diameter_mm[q])
+        # Where p ends before q begins, and q begins after p ends.
+        a = np.searchsorted(place_in, p * reach + begin[q]) - 1
+        b = np.searchsorted(place_in, q * reach + end[p], side="right")
+        near = (a - starts[p] + 1 >= LEAST) & (starts[q] + sizes[q] - b >= LEAST)
+        p, q, a, b = p[near], q[near], members[a[near]], members[b[near]]
+        apart_mm = np.linalg.norm((nodes.centroids[a] - nodes.centroids[b]) * pixel_mm, axis=1)
+        areas = np.maximum(nodes.areas[a], nodes.areas[b])
+        near = apart_mm <= FARTHEST * np.sqrt(4 / np.pi * areas * np.prod(pixel_mm))
         pairs += zip(p[near].tolist(), q[near].tolist(), strict=True)
     return pairs
 
 
 def _log_odds(nodes: Nodes, below: list[int], above: list[int], spacing_mm: tuple[float, float, float]) -> float:
-    """Return the log-odds that two tracks are of one object; minus infinity where there is too little to tell."""
+    """Return the log-odds that two tracks are of one object; of a pair that `_neighbours` found."""
     begin, end = nodes.slices[above[0]], nodes.slices[below[-1]]
     shared = begin <= end
     p = np.array([i for i in below if nodes.slices[i] < begin], np.intp)
     q = np.array([i for i in above if nodes.slices[i] > end], np.intp)
-    if min(len(p), len(q)) < LEAST:
-        return -np.inf
     a, b = p[-1], q[0]
     steps = int(nodes.slices[b] - nodes.slices[a])
     areas = nodes.areas[[a, b]].astype(np.float64)
     pixel_mm = np.array(spacing_mm[1:])
     diameter_mm = np.sqrt(4 / np.pi * areas.max() * pixel_mm.prod())
     apart_mm = (nodes.centroids[b] - nodes.centroids[a]) * pixel_mm
-    if np.linalg.norm(apart_mm) > FARTHEST * diameter_mm:
-        return -np.inf
     # Half-way, where does either lead to?
     leads = _slope(nodes, p[-MOST:]) + _slope(nodes, q[:MOST])
     distance = np.linalg.norm(apart_mm - leads * pixel_mm * steps / 2) / diameter_mm

@@ -77,9 +77,10 @@ class Nodes:
 
     def window_overlap(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return [P], how many pixels the windows of each pair share: at least as many as the masks."""
-        a, b = self.windows[first], self.windows[second]
-        sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-        return np.maximum(sides, 0).prod(axis=1)
+        top, left, end, right = (np.ascontiguousarray(side) for side in self.windows.T)
+        height = np.minimum(end[first], end[second]) - np.maximum(top[first], top[second])
+        width = np.minimum(right[first], right[second]) - np.maximum(left[first], left[second])
+        return np.maximum(height, 0) * np.maximum(width, 0)
 
     def intersections(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return [P], how many pixels the masks of each pair share when laid over each other."""

@@ -1,12 +1,13 @@
 """From tracks to 3-D objects: missed slices are filled and no voxel belongs to two objects of one label."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medseg.linking.bitmasks import BitMasks
 from medseg.linking.nodes import Nodes
 from medseg.values.instances import crop_to_object
 from medseg.values.pasting import paste_masks
@@ -32,7 +33,7 @@ class Object3D:
 
     Attributes:
         label: label id.
-        nodes: positions of its detections.
+        nodes: positions of its detections; ``seen``: slice index -> those in it.
         score: 0..1, see `scores.object_score`.
         key: checksum of its detections; breaks ties without knowing the slice.
         patches: slice index -> its mask there.
@@ -41,6 +42,7 @@ class Object3D:
 
     label: int
     nodes: tuple[int, ...]
+    seen: dict[int, list[int]] = field(repr=False)
     score: float
     key: int
     patches: dict[int, Patch] = field(repr=False)
@@ -76,25 +78,30 @@ def build_object(
         shape: (rows, columns) of a slice.
     """
     members = tuple(i for track in tracks for i in track)
-    seen: dict[int, list[Patch]] = {}
+    seen: dict[int, list[int]] = {}
     guessed: dict[int, list[Patch]] = {}
-    for i in members:
-        seen.setdefault(int(nodes.slices[i]), []).append(_patch(nodes, i))
     for track in tracks:
-        for a, b in zip(track[:-1], track[1:], strict=True):
-            z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
+        slices = nodes.slices[list(track)].tolist()
+        for i, z in zip(track, slices, strict=True):
+            seen.setdefault(z, []).append(i)
+        for a, b, z0, z1 in zip(track[:-1], track[1:], slices[:-1], slices[1:], strict=True):
             if z1 <= z0 + 1:
                 continue
             between = interpolate(_patch(nodes, a), _patch(nodes, b), z1 - z0, spacing_mm[1:], shape)
             for z, patch in enumerate(between, start=z0 + 1):
                 if patch.mask.any():
                     guessed.setdefault(z, []).append(patch)
-    patches = {z: _unite([*seen.get(z, []), *guessed.get(z, [])]) for z in sorted({*seen, *guessed})}
+    windows = dict(zip(members, nodes.windows[list(members), :2].tolist(), strict=True))
+    patches = {}
+    for z in sorted({*seen, *guessed}):
+        own = [Patch(mask=nodes.masks[i], row=windows[i][0], column=windows[i][1]) for i in seen.get(z, ())]
+        patches[z] = _unite([*own, *guessed.get(z, ())])
     return Object3D(
         label=int(nodes.labels[members[0]]),
         nodes=members,
+        seen=seen,
         score=score,
-        key=sum(int(nodes.keys[i]) for i in members),
+        key=sum(nodes.keys[list(members)].tolist()),
         patches=patches,
         filled=frozenset(set(guessed) - set(seen)),
     )
@@ -145,7 +152,7 @@ def smooth(
 def _soft(obj: Object3D, z: int, nodes: Nodes, mask_threshold: float, shape: tuple[int, int]) -> Patch:
     """Return the probabilities of an object in a slice, on the boxes of its detections."""
     patch = obj.patches[z]
-    boxes = [nodes.detected[s][0] for i in obj.nodes if nodes.slices[i] == z for s in nodes.sources[i]]
+    boxes = [nodes.detected[s][0] for i in obj.seen.get(z, ()) for s in nodes.sources[i]]
     if not boxes:
         return Patch(mask=patch.mask.astype(np.float32), row=patch.row, column=patch.column)
     x0, y0 = np.floor(np.min(boxes, axis=0)[:2]).astype(np.intp)
@@ -216,29 +223,22 @@ def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) ->
     probabilities go to the object of higher score, then to the larger, then by content. Objects of other
     labels are left to overlap. The objects' patches are changed.
     """
-    rank = {id(o): (o.score, sum(int(nodes.areas[i]) for i in o.nodes), o.key) for o in objects}
+    rank = {id(o): (o.score, int(nodes.areas[list(o.nodes)].sum()), o.key) for o in objects}
     by_slice: dict[tuple[int, int], list[Object3D]] = {}
     for obj in objects:
         for z in obj.patches:
             by_slice.setdefault((obj.label, z), []).append(obj)
-    for (_, z), group in by_slice.items():
-        if len(group) < 2:
-            continue
-        group.sort(key=lambda o: rank[id(o)], reverse=True)
+    places = [(z, sorted(g, key=lambda o: rank[id(o)], reverse=True)) for (_, z), g in by_slice.items() if len(g) > 1]
+    for (z, group), pairs in zip(places, _sharing(places), strict=True):
         masks = [o.patches[z].mask for o in group]
         corners = [o.patches[z].window for o in group]
-        windows = np.array(corners)
-        u, v = windows[:, None], windows[None]
-        touch = (np.minimum(u[..., 2:], v[..., 2:]) > np.maximum(u[..., :2], v[..., :2])).all(axis=-1)
         contested = []  # pairs, the one that ranks higher first, their common window in either, and what both claim
-        for i, j in np.argwhere(np.triu(touch, k=1)).tolist():
+        for i, j in pairs:
             (r0, c0, r1, c1), (p0, q0, p1, q1) = corners[i], corners[j]
             a, b, c, d = max(r0, p0), max(c0, q0), min(r1, p1), min(c1, q1)
             in_i = slice(a - r0, c - r0), slice(b - c0, d - c0)
             in_j = slice(a - p0, c - p0), slice(b - q0, d - q0)
-            both = masks[i][in_i] & masks[j][in_j]
-            if both.any():
-                contested.append((i, j, in_i, in_j, both))
+            contested.append((i, j, in_i, in_j, masks[i][in_i] & masks[j][in_j]))
         if not contested:
             continue
         some = sorted({k for pair in contested for k in pair[:2]})
@@ -255,6 +255,26 @@ def settle(objects: Sequence[Object3D], nodes: Nodes, shape: tuple[int, int]) ->
                 group[k].patches[z] = Patch(mask=patch.mask & ~gone, row=patch.row, column=patch.column)
 
 
+def _sharing(places: Sequence[tuple[int, list[Object3D]]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield, for each slice and its objects, the positions of every two of them whose masks there share a pixel."""
+    patches = [obj.patches[z] for z, group in places for obj in group]
+    windows = np.array([patch.window for patch in patches], np.int64).reshape(-1, 4)
+    ends = np.cumsum([len(group) for _, group in places], dtype=np.intp)
+    touching = []
+    for end, (_, group) in zip(ends.tolist(), places, strict=True):
+        own = windows[end - len(group) : end]
+        low, high = np.maximum(own[:, None, :2], own[:, :2]), np.minimum(own[:, None, 2:], own[:, 2:])
+        touching.append(np.argwhere(np.triu((high > low).all(axis=-1), k=1)) + (end - len(group)))
+    pairs = np.concatenate([np.zeros((0, 2), np.intp), *touching])
+    some, number = np.unique(pairs, return_inverse=True)
+    bits = BitMasks.pack([patches[k].mask for k in some.tolist()], windows[some])
+    pairs = pairs[bits.intersections(*number.reshape(pairs.shape).T) > 0]
+    place = np.searchsorted(ends, pairs[:, 0], side="right")
+    starts = np.searchsorted(place, np.arange(len(places) + 1))
+    for k, (_, group) in enumerate(places):
+        yield [(i, j) for i, j in (pairs[starts[k] : starts[k + 1]] - (ends[k] - len(group))).tolist()]
+
+
 def _probabilities(
     objects: Sequence[Object3D],
     z: int,
@@ -264,13 +284,7 @@ def _probabilities(
 ) -> list[NDArray[np.float32]]:
     """Return the detected probability of each object on a window of a slice; 0 where it was filled in."""
     results = [np.zeros((r1 - r0, c1 - c0), np.float32) for r0, c0, r1, c1 in windows]
-    wanted = [
-        (k, source)
-        for k, obj in enumerate(objects)
-        for i in obj.nodes
-        if nodes.slices[i] == z
-        for source in nodes.sources[i]
-    ]
+    wanted = [(k, source) for k, obj in enumerate(objects) for i in obj.seen.get(z, ()) for source in nodes.sources[i]]
     if not wanted:
         return results
     boxes, masks = zip(*(nodes.detected[source] for _, source in wanted), strict=True)
@@ -301,7 +315,9 @@ def _unite(patches: Sequence[Patch]) -> Patch:
 
 
 def _centroid(patch: Patch) -> NDArray[np.float64]:
-    return np.array([axis.mean() for axis in np.nonzero(patch.mask)]) + (patch.row, patch.column)
+    counts = np.count_nonzero(patch.mask, axis=1), np.count_nonzero(patch.mask, axis=0)
+    sums = np.array([counts[0] @ np.arange(len(counts[0])), counts[1] @ np.arange(len(counts[1]))])
+    return sums / counts[0].sum() + (patch.row, patch.column)
 
 
 def _signed_distance(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.float64]:

@@ -28,17 +28,20 @@ def object_score(nodes: Nodes, tracks: Sequence[Sequence[int]], unseen: int) -> 
     """
     best: dict[int, float] = {}
     seen: dict[int, float] = {}
-    for i in (i for track in tracks for i in track):
-        z = int(nodes.slices[i])
-        best[z] = max(best.get(z, 0.0), float(nodes.scores[i]))
-        seen[z] = seen.get(z, 0.0) + float(nodes.areas[i])
-    missed: dict[int, float] = {}
+    found = []
     for track in tracks:
-        for a, b in zip(track[:-1], track[1:], strict=True):
-            z0, z1 = int(nodes.slices[a]), int(nodes.slices[b])
+        index = np.array(track, np.intp)
+        areas = nodes.areas[index].astype(np.float64)
+        found.append((nodes.slices[index].tolist(), nodes.scores[index].tolist(), areas.tolist()))
+    for z, score, pixels in (row for rows in found for row in zip(*rows, strict=True)):
+        best[z] = max(best.get(z, 0.0), score)
+        seen[z] = seen.get(z, 0.0) + pixels
+    missed: dict[int, float] = {}
+    for slices, _, area in found:
+        for z0, z1, area0, area1 in zip(slices[:-1], slices[1:], area[:-1], area[1:], strict=True):
             for z in range(z0 + 1, z1):
                 if z not in seen:
-                    between = (float(nodes.areas[a]) * (z1 - z) + float(nodes.areas[b]) * (z - z0)) / (z1 - z0)
+                    between = (area0 * (z1 - z) + area1 * (z - z0)) / (z1 - z0)
                     missed[z] = missed.get(z, 0.0) + between
     weight = {z: area**0.5 for z, area in seen.items()}
     known = _sum(weight.values())
@@ -58,7 +61,7 @@ def unseen_slices(
     z0, z1 = int(nodes.slices[track[0]]), int(nodes.slices[track[-1]])
     if z0 == 0 or z1 == depth - 1:
         return 0
-    pixels = max(int(nodes.areas[i]) for i in track)
+    pixels = int(nodes.areas[list(track)].max())
     diameter_mm = float(np.sqrt(4 / np.pi * pixels * spacing_mm[1] * spacing_mm[2]))
     return min(MOST_UNSEEN, max(0, int(length_ratio * diameter_mm / spacing_mm[0] + 1e-6) - (z1 - z0 + 1)))
 

@@ -73,8 +73,9 @@ class Instance:
 def crop_to_object(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, int, int]] | None:
     """Return the tight [d, h, w] crop (a copy) of a 3-D bool array and its offset; None where it is empty."""
     window = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    plane: NDArray[np.bool_] = np.logical_or.reduce(mask, axis=0)
+    for line in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0)):
+        hit = np.flatnonzero(line)
         if not len(hit):
             return None
         window.append(slice(int(hit[0]), int(hit[-1]) + 1))
