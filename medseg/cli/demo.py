@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "model.mask_head_channels": 32,
     "model.mask_size": 28,
     "model.proposals_before_nms": 300,
-    "training.steps": 1300,
+    "training.steps": 1700,
     "training.batch_size": 2,
     "training.crop_size": [128, 160],
     "training.learning_rate": 0.0015,
