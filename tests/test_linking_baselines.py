@@ -36,7 +36,7 @@ def rectangle(z, row, column, height, width, *, score=0.9):
 
 
 def linked(detections, method, geometry=None, **settings):
-    settings = {"min_score": 0.1, "length_ratio": 0.0, "link_iou": 0.2, "gap_iou": 0.2, **settings}
+    settings = {"min_score": 0.1, "length_ratio": 0.0, "keep_short": 0.0, "link_iou": 0.2, "gap_iou": 0.2, **settings}
     return link(detections, geometry or grid(), LABELS, LinkingPlan(method=method, **settings))
 
 

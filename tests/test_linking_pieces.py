@@ -29,8 +29,8 @@ def kept(*tracks, **changes):
     return [members.index(track) for track in left]
 
 
-# -2.9 + 2.65 ln(slices) + 0.85 ln(score / (1 - score)) is 0 at these scores; one slice is believed at 0.968.
-@pytest.mark.parametrize("slices, score", [(1, 0.9681), (2, 0.7774), (3, 0.4968), (4, 0.2870), (6, 0.1022)])
+# -1.85 + 2.65 ln(slices) + 0.85 ln(score / (1 - score)) is 0 at these scores; one slice is believed at 0.9.
+@pytest.mark.parametrize("slices, score", [(1, 0.8981), (2, 0.5039), (3, 0.2229), (4, 0.1048), (6, 0.0320)])
 def test_few_slices_have_to_be_sure(slices, score):
     zs = range(3, 3 + slices)
     assert kept(column(zs, score=score + 0.005)) == [0]
@@ -42,10 +42,10 @@ def test_more_slices_are_an_object_at_any_score():
 
 
 def test_a_longer_track_that_lies_over_an_end_speaks_against_a_short_one():
-    # Three slices at 0.7: log-odds 0.73, of which a longer track takes 1.3 where it covers the end wholly.
+    # Three slices at 0.7: log-odds 1.78, of which a longer track takes 2.3 where it covers the end wholly.
     short, long = column([4, 5, 6], score=0.7), range(4)
     assert kept(short, column(long)) == [1]
-    assert kept(short, column(long, left=27)) == [0, 1]  # 5 of 12 columns: 0.73 - 0.54
+    assert kept(short, column(long, left=27)) == [0, 1]  # 5 of 12 columns: 1.78 - 0.96
     assert kept(short, column(long, label=ORGAN)) == [0, 1]
     assert kept(short, column([1, 2, 3], score=0.7)) == [0, 1]  # not longer: neither is a piece of the other
 
@@ -63,8 +63,8 @@ def test_what_reaches_the_border_of_the_volume_stays(slices, count):
 
 
 def test_the_threshold_is_a_probability():
-    track = column([5, 6], score=0.7)  # log-odds -0.34: a probability of 0.415
-    assert [len(kept(track, keep_short=p)) for p in (0.0, 0.40, 0.43, 1.0)] == [1, 1, 0, 0]
+    track = column([5, 6], score=0.7)  # log-odds 0.71: a probability of 0.67
+    assert [len(kept(track, keep_short=p)) for p in (0.0, 0.66, 0.68, 1.0)] == [1, 1, 0, 0]
 
 
 def test_objects_of_both_kinds_in_a_volume():
