@@ -20,12 +20,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from medseg.cli import console
+from medseg.models import fused
 
 #: Stages by the class of a module, of torchvision and of medseg; what has mask logits ends the mask head.
 STAGES = {
     "GeneralizedRCNNTransform": "resize",
     "IntermediateLayerGetter": "backbone",
     "FeaturePyramidNetwork": "pyramid",
+    "Pyramid": "pyramid",
     "RegionProposalNetwork": "proposals",
     "DenseProposals": "proposals",
     "MultiScaleRoIAlign": "roi_align",
@@ -145,17 +147,25 @@ class ByteCounter(TorchDispatchMode):
         return result
 
 
-def _winograd_flops(image: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+def _flops(image: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(image, weight, out_shape)
+
+
+def _flops_with_residual(_: Any, image: Any, weight: Any, *__: Any, out_shape: Any, **___: Any) -> int:
     return conv_flop_count(image, weight, out_shape)
 
 
 def counted(action: Callable[[], Any]) -> tuple[int, int]:
     """Return the floating-point operations (two for a multiplication with an addition) and bytes of an action.
 
-    Convolutions count as the plain sum, by whatever way they are computed; torch's counter passes NNPACK's by.
+    Convolutions count as the plain sum, by whatever way they are computed; torch's counter passes NNPACK's and oneDNN's
+    fused ones by.
     """
-    winograd = {torch.ops.aten._nnpack_spatial_convolution: _winograd_flops}
-    with FlopCounterMode(display=False, custom_mapping=winograd) as flops, ByteCounter() as moved:
+    passed_by = {torch.ops.aten._nnpack_spatial_convolution: _flops}
+    if fused.is_available():
+        passed_by[torch.ops.mkldnn._convolution_pointwise] = _flops
+        passed_by[torch.ops.mkldnn._convolution_pointwise_] = _flops_with_residual
+    with FlopCounterMode(display=False, custom_mapping=passed_by) as flops, ByteCounter() as moved:
         action()
     return flops.get_total_flops(), moved.bytes
 

@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from medseg.data.sample import Sample
 from medseg.labels import LabelTable
-from medseg.models import winograd
+from medseg.models import fused, winograd
 from medseg.models.mask_rcnn import MaskRCNN, build_mask_rcnn
 from medseg.values.geometry import make_volume
 from medseg.values.instances import InstanceSet
@@ -86,12 +86,15 @@ def test_work_is_counted_as_by_hand() -> None:
     assert moved == 4 * (image.numel() + layer.weight.numel() + 2 * 9 * 7 * 5)
 
 
-@pytest.mark.skipif(not winograd.is_available(), reason="torch without NNPACK")
-def test_winograd_counts_as_the_plain_sum() -> None:
-    layer, image = winograd.WinogradConv2d(128, 128, 3, padding=1), torch.randn(1, 128, 48, 56)
+@pytest.mark.skipif(not (winograd.is_available() and fused.is_available()), reason="torch without NNPACK or oneDNN")
+def test_other_ways_of_convolving_count_as_the_plain_sum() -> None:
+    plain, image = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 48, 56)
+    counted = pipeline("benchmark_parts").counted
     with torch.inference_mode():
-        flops, _ = pipeline("benchmark_parts").counted(lambda: layer(image))
-    assert flops == 2 * 48 * 56 * 9 * 128 * 128
+        for layer in (winograd.WinogradConv2d.of(plain), fused.FusedConv2d.of(plain)):
+            assert counted(lambda layer=layer: layer(image))[0] == 2 * 48 * 56 * 9 * 128 * 128
+        residual = torch.zeros_like(image)
+        assert counted(lambda: fused.FusedConv2d.of(plain)(image, residual))[0] == 2 * 48 * 56 * 9 * 128 * 128
 
 
 def test_the_floor_is_of_what_takes_longer() -> None:

@@ -5,11 +5,13 @@ import torch
 from network_fixtures import tiny_plan
 from torch import nn
 
-from medseg.models import winograd
+from medseg.models import fused, winograd
 from medseg.models.inference_form import for_inference
 from medseg.models.mask_rcnn import build_mask_rcnn
 
-needs_nnpack = pytest.mark.skipif(not winograd.is_available(), reason="this torch or processor has no NNPACK")
+needs_nnpack = pytest.mark.skipif(
+    not (winograd.is_available() and fused.is_available()), reason="this torch or processor has no NNPACK or oneDNN"
+)
 
 
 def exchanged(model: nn.Module) -> bool:
@@ -32,6 +34,11 @@ def test_it_is_the_convolution(bias: bool, layout: torch.memory_format) -> None:
     with torch.inference_mode():
         quick = winograd.WinogradConv2d.of(plain)
         found = quick(images.contiguous(memory_format=layout))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        first = winograd.WinogradConv2d.of(plain, relu=True, layout=torch.contiguous_format)(images)
+        assert first.is_contiguous() and torch.equal(first, found.relu())
+        residual = torch.ones_like(found)
+        assert torch.equal(winograd.WinogradConv2d.of(plain, relu=True)(images, residual), (found + 1).relu())
         alone = [quick(image[None]) for image in images]
         for part in (images[..., :29], images[:, :, :, :5]):  # fewer than 900 pixels: the plain way
             torch.testing.assert_close(quick(part), plain(part), rtol=0, atol=1e-5)
@@ -43,7 +50,7 @@ def test_it_is_the_convolution(bias: bool, layout: torch.memory_format) -> None:
 @needs_nnpack
 def test_only_what_gains_is_exchanged() -> None:
     kept = [
-        nn.Conv2d(128, 63, 3, padding=1),
+        nn.Conv2d(128, 127, 3, padding=1),
         nn.Conv2d(128, 128, 3, padding=1, stride=2),
         nn.Conv2d(128, 128, 3),
         nn.Conv2d(128, 128, 3, padding=2, dilation=2),
@@ -52,11 +59,12 @@ def test_only_what_gains_is_exchanged() -> None:
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
     ]
     model = nn.Sequential(*kept, nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)))
-    winograd.use_winograd(model)
-    assert list(model)[:-1] == kept
+    fused.fuse(model)
+    winograd.use_winograd(model, torch.channels_last)
+    assert not any(isinstance(layer, winograd.WinogradConv2d) for layer in list(model)[:-1])
     exchanged = model[-1][0]
     assert isinstance(exchanged, winograd.WinogradConv2d)
-    winograd.use_winograd(model)
+    winograd.use_winograd(model, torch.channels_last)
     assert model[-1][0] is exchanged
 
 

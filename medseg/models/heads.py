@@ -16,6 +16,7 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 
 from medseg.models.backbones import norm_layer
 from medseg.models.box_iou import box_iou
+from medseg.models.layout import channels_last
 from medseg.models.roi import PyramidPooler, mask_targets
 from medseg.models.suppression import by_image, grouped_nms
 from medseg.values.plan import ModelPlan, Plan, TrainingPlan
@@ -231,6 +232,8 @@ class RoiHeads(nn.Module):
                 head told it; masks of labels with one object take a share of it (``inference.semantic_share``).
         """
         features = [level.float() for level in features[: len(self.box_roi_pool.strides)]]  # pooled from twice
+        if features[0].device.type == "cpu":
+            features = [channels_last(level) for level in features]  # else turned by each pooling
         boxes, scores, classes, image = self._select(*self._boxes(features, proposals), proposals, size)
         for _ in range(self.limits.box_refinements):
             boxes, scores, classes, image = self._refine(features, boxes, scores, classes, image, size)

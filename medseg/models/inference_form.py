@@ -1,8 +1,8 @@
 """A network as it is applied: the same weights, laid out for speed.
 
 Everything here changes results by rounding alone: normalisation whose numbers are fixed is multiplied into the
-convolution before it, wide convolutions on a CPU in float32 are Winograd's, arrays otherwise lie channels last (which
-the convolutions of CPUs and GPUs alike want), and weights may be in bfloat16.
+convolution before it, arrays lie channels last (which the convolutions of CPUs and GPUs alike want), weights may be in
+bfloat16, and on a CPU in float32 wide convolutions are Winograd's, the others of such a network oneDNN's fused ones.
 """
 
 import copy
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from medseg.models import winograd
+from medseg.models import fused, winograd
 from medseg.models.mask_rcnn import MaskRCNN
 from medseg.values.plan import Precision
 
-#: Channels of the pyramid from which Winograd's convolutions gain more than the channels-last layout.
+#: Channels of the pyramid from which Winograd's and fused convolutions gain; a narrow ResNet-18 is as quick without.
 WIDE = 128
 
 
@@ -57,18 +57,26 @@ def for_inference(model: MaskRCNN, dtype: torch.dtype) -> MaskRCNN:
     copied.to(dtype)
     heads = copied.roi_heads
     exact_on_cpu = dtype == torch.float32 and next(copied.parameters()).device.type == "cpu"
-    if exact_on_cpu and copied.backbone.out_channels >= WIDE and winograd.is_available():
-        layout = torch.contiguous_format  # NNPACK's; between the two, much would be copied
-        winograd.use_winograd(copied)
+    if exact_on_cpu and copied.backbone.out_channels >= WIDE and fused.is_available() and winograd.is_available():
+        _fuse(copied)
     else:
-        layout = torch.channels_last
-    copied.to(memory_format=layout)
-    _take_as(copied.backbone, dtype, layout)
+        copied.to(memory_format=torch.channels_last)
+    _take_as(copied.backbone, dtype, torch.channels_last)
     for part in (heads.box_head, heads.mask_head):
         _take_as(part, dtype)
     for last in (heads.box_predictor, heads.mask_predictor.get_submodule("mask_fcn_logits")):
         _take_as(last.to(torch.float32), torch.float32)
     return copied
+
+
+def _fuse(model: MaskRCNN) -> None:
+    """Lay out for float32 on a CPU: oneDNN's convolutions are channels last, NNPACK's and what reads them first."""
+    for part in (model.backbone, model.roi_heads, model.rpn.head.conv):
+        part.to(memory_format=torch.channels_last)
+        fused.fuse(part)
+    winograd.use_winograd(model.backbone.get_submodule("body"), torch.channels_last)
+    for part in (model.backbone.get_submodule("fpn"), model.rpn.head.conv):
+        winograd.use_winograd(part, torch.contiguous_format)
 
 
 def _take_as(module: nn.Module, dtype: torch.dtype, layout: torch.memory_format = torch.preserve_format) -> None:

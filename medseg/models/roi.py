@@ -69,7 +69,7 @@ class PyramidPooler(nn.Module):
                 values = roi_align(whole, rois[chosen], self.size, scale, self.sampling_ratio, self.aligned)
             else:
                 values = roi_pool(whole, rois[chosen] - last_pixel, self.size, scale)
-            pooled = pooled.index_put((chosen,), values.to(feature.dtype))
+            pooled.index_put_((chosen,), values.to(feature.dtype))
         return pooled
 
 
