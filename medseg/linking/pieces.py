@@ -17,8 +17,8 @@ from medseg.values.ragged import blocks, spans
 
 #: Log-odds that a track is an object of its own, at one slice and so on. The two in the middle are of a logistic
 #: regression on simulated crowds with slices of 1.25, 2.5 and 5 mm, phantoms, hippocampi and vertebrae (seeds 700 to
-#: 777), which says -2.9 and -1.3 of the others. There hardly any object is as small as a slice is thick; so what lies by
-#: itself is believed more than there (one slice from a score of 0.9), and what a longer track covers less.
+#: 777), which has -2.9 and -1.3 for the others. There hardly any object is as small as a slice is thick; so what lies
+#: by itself is believed more than there (one slice from a score of 0.9), and what a longer track covers less.
 START, PER_LOG_SLICES, PER_SCORE_ODDS, IF_COVERED = -1.85, 2.65, 0.85, -2.3
 #: Tracks that were seen in more slices are objects.
 SHORT = 6
