@@ -25,8 +25,6 @@ from medseg.values.pasting import paste_masks
 #: Objects of different directions whose masks have more than this IoU are one. Less than in a slice: two outlines of a
 #: small object that are half a voxel apart all around have little more.
 SAME_OBJECT_IOU = 0.3
-#: A detection belongs to an object that holds this share of its pixels; two objects may have parts of one detection.
-PART = 0.25
 #: Scores come as float32; one that was 0.3 there still reaches a threshold of 0.3.
 _ROUNDING = 1e-6
 
@@ -69,16 +67,17 @@ class SoftObject:
 def linking_of_each(config: LinkingPlan) -> LinkingPlan:
     """Return how each direction is linked before its objects meet those of the others.
 
-    What is dropped for its score or its volume, and what a score means, is decided once they have met.
+    What is dropped for its volume, and what a score means, is decided once they have met. Nothing is smoothed along the
+    slices: the directions smooth each other.
     """
-    return config.model_copy(update={"min_score": 0.0, "min_volume_ml": {}, "calibration": ()})
+    return config.model_copy(update={"min_volume_ml": {}, "calibration": (), "smooth_mm": 0.0})
 
 
 def soften(found: InstanceSet, detections: Sequence[Detections], mask_threshold: float) -> list[SoftObject]:
     """Return the objects of one direction with the probabilities of the detections that they were linked from.
 
-    Several detections of an object in a slice give the highest probability. A slice that was filled in has none: it
-    counts as 0 and 1. What another object of the label has in the set is not shared with it.
+    Those are the detections whose mask the object holds, but for what another object of the label has of it. Several in
+    a slice give the highest probability. A slice that was filled in has none: it counts as 0 and 1.
 
     Args:
         found: what the detections were linked to.
@@ -117,12 +116,13 @@ def _soften(instance: Instance, found: InstanceSet, parts: dict[int, list[_Part]
     others = [o for o in found if o.label == instance.label and o.id != instance.id]
     full = np.zeros((z1 - z0, rows, columns), np.float32)
     for z in range(z0, z1):
-        own = _plane(instance, z, (rows, columns))
+        own = _union([instance], z, (rows, columns))
+        taken = _union(others, z, (rows, columns)) & ~own
         mine = []
         for part in parts.get(z, ()):
             hit = part.chance >= mask_threshold
-            shared = np.count_nonzero(hit & own[part.window])
-            if part.label == instance.label and shared >= PART * np.count_nonzero(hit) and shared:
+            held = hit & own[part.window]
+            if part.label == instance.label and held.any() and not (hit & ~held & ~taken[part.window]).any():
                 mine.append(part)
         plane = full[z - z0]
         if not mine:
@@ -130,10 +130,7 @@ def _soften(instance: Instance, found: InstanceSet, parts: dict[int, list[_Part]
         for part in mine:
             view = plane[part.window]
             np.maximum(view, part.chance, out=view)
-        for other in others:
-            mask = other.slice_mask(z)
-            if mask is not None and mine:
-                plane[other.window[1:]][mask] = 0
+        plane[taken] = 0
     kept = crop_to_object(full > 0)
     assert kept is not None  # an instance has a voxel, and each is covered by what it was made from
     window = tuple(slice(o, o + n) for o, n in zip(kept[1], kept[0].shape, strict=True))
@@ -146,11 +143,13 @@ def _soften(instance: Instance, found: InstanceSet, parts: dict[int, list[_Part]
     )
 
 
-def _plane(instance: Instance, z: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _union(instances: Sequence[Instance], z: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the pixels of a slice that any of some objects has."""
     plane = np.zeros(shape, np.bool_)
-    mask = instance.slice_mask(z)
-    if mask is not None:
-        plane[instance.window[1:]] = mask
+    for instance in instances:
+        mask = instance.slice_mask(z)
+        if mask is not None:
+            plane[instance.window[1:]] |= mask
     return plane
 
 
@@ -183,7 +182,7 @@ def agree(
         directions: the objects of each, all in the voxels of ``geometry``.
         geometry: the grid.
         labels: the label table.
-        config: thresholds. Nothing is smoothed along an axis (``smooth_mm``): the directions smooth each other.
+        config: thresholds, those of masks, scores, volumes, and the calibration.
     """
     clusters: list[dict[int, SoftObject]] = []
     order = sorted(
