@@ -10,8 +10,8 @@ from medseg.values.ragged import blocks, spans
 
 #: Columns of the slice to a word.
 WORD = 64
-#: Rows of pairs that are compared in one go; bounds the memory.
-ROWS_PER_CALL = 1 << 19
+#: Words that are packed in one go, and rows of pairs that are compared in one go; bounds the memory.
+WORDS_PER_CALL, ROWS_PER_CALL = 1 << 14, 1 << 19
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,16 +36,19 @@ class BitMasks:
         places[:, 3] = -(-places[:, 3] // WORD)
         sizes = (places[:, 2:] - places[:, :2]).prod(axis=1)
         ends = np.cumsum(sizes)
-        words = np.zeros(int(sizes.sum()) * 8, np.uint8)
+        words = np.zeros(int(sizes.sum()), np.uint64)
         margins = (windows[:, 1] - places[:, 1] * WORD).tolist()
         widths = ((places[:, 3] - places[:, 1]) * WORD).tolist()
-        for mask, margin, width, end, size in zip(
-            masks, margins, widths, (ends * 8).tolist(), (sizes * 8).tolist(), strict=True
-        ):
-            padded = np.zeros((mask.shape[0], width), np.bool_)
-            padded[:, margin : margin + mask.shape[1]] = mask
-            words[end - size : end] = np.packbits(padded)
-        return cls(words=words.view(np.uint64), starts=ends - sizes, places=places)
+        for block in blocks(sizes, WORDS_PER_CALL):
+            start, stop = int(ends[block.start] - sizes[block.start]), int(ends[block.stop - 1])
+            pixels = np.zeros((stop - start) * WORD, np.bool_)
+            at = 0
+            for mask, margin, width in zip(masks[block], margins[block], widths[block], strict=True):
+                h, w = mask.shape
+                pixels[at : at + h * width].reshape(h, width)[:, margin : margin + w] = mask
+                at += h * width
+            words[start:stop] = np.packbits(pixels).view(np.uint64)
+        return cls(words=words, starts=ends - sizes, places=places)
 
     def select(self, index: NDArray[np.intp]) -> "BitMasks":
         """Return the masks at these positions; the words are shared, not copied."""

@@ -38,7 +38,7 @@ from medseg.values.ragged import blocks
 
 #: Small components are solved together, up to about this many edges: their optima are independent, and a
 #: call of the solver costs more than a small problem.
-EDGES_PER_CALL = 20000
+EDGES_PER_CALL = 8000
 #: Worth of a node that the choice between alternatives has settled: more than any track could gain by leaving it.
 FORCED = 1000.0
 #: The solver's numbers are whole up to this much.

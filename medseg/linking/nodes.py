@@ -140,31 +140,40 @@ def build_nodes(
             mask that is not finite.
     """
     depth, rows, columns = geometry.spatial_shape
-    parts, masks, members, keys = list(detections), [], [], []
+    masks: list[NDArray[np.bool_]] = []
+    keys: list[int] = []
+    soft: list[NDArray[np.float32]] = []
+    # One row per detection that covers a pixel.
+    label, z = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     windows, sums = [np.zeros((0, 4), np.int64)], [np.zeros((0, 3), np.int64)]
-    for number, part in enumerate(parts):
+    boxes, scores = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.float32)]
+    for part in detections:
         _check(part, depth, labels)
         pasted = list(paste_masks(part.masks, part.boxes, (rows, columns)))
         hits = [mask >= mask_threshold for mask, _, _ in pasted]
         covering, tight, of_pixels = _measure(hits)
+        head = np.column_stack([part.boxes, part.scores]).astype(np.float32)  # contiguous, for the checksum
+        dense = np.ascontiguousarray(part.masks)
         for i, (r0, c0, r1, c1) in zip(covering.tolist(), tight.tolist(), strict=True):
             masks.append(hits[i][r0:r1, c0:c1].copy())
-            members.append((number, i))
-            head = part.boxes[i].tobytes() + part.scores[i].tobytes()
-            keys.append(zlib.crc32(part.masks[i].tobytes(), zlib.crc32(head)))
+            keys.append(zlib.crc32(dense[i], zlib.crc32(head[i])))
+            soft.append(part.masks[i])
         corners = np.array([corner for _, *corner in pasted], np.int64).reshape(-1, 2)[covering]
         windows.append(tight + np.tile(corners, 2))
         sums.append(of_pixels)
+        label.append(part.labels[covering])
+        z.append(np.full(len(covering), part.slice_index, np.int64))
+        boxes.append(part.boxes[covering])
+        scores.append(part.scores[covering])
     window, (areas, *moments) = np.concatenate(windows), np.concatenate(sums).T
-    values = [(parts[n].labels[i], parts[n].slice_index, parts[n].scores[i]) for n, i in members]
-    label, z, score = np.array(values, np.float64).reshape(-1, 3).T
-    key = np.array(keys, np.uint64)
-    order = np.lexsort((key, -score, *window.T[::-1], z, label))
-    ordered = tuple(masks[i] for i in order.tolist())
-    found = [(parts[n], i) for n, i in (members[k] for k in order.tolist())]
+    box, score, key = np.concatenate(boxes), np.concatenate(scores).astype(np.float64), np.array(keys, np.uint64)
+    of_label, of_slice = np.concatenate(label), np.concatenate(z)
+    order = np.lexsort((key, -score, *window.T[::-1], of_slice, of_label))
+    positions = order.tolist()
+    ordered = tuple(masks[k] for k in positions)
     return Nodes(
-        labels=label[order].astype(np.int64),
-        slices=z[order].astype(np.int64),
+        labels=of_label[order],
+        slices=of_slice[order],
         scores=score[order],
         keys=key[order],
         masks=ordered,
@@ -172,9 +181,9 @@ def build_nodes(
         windows=window[order],
         areas=areas[order],
         centroids=(np.column_stack(moments) / areas[:, None] + window[:, :2])[order],
-        boxes=np.array([part.boxes[i] for part, i in found], np.float32).reshape(-1, 4),
-        sources=tuple((k,) for k in range(len(found))),
-        detected=tuple((part.boxes[i], part.masks[i]) for part, i in found),
+        boxes=box[order],
+        sources=tuple((k,) for k in range(len(order))),
+        detected=tuple((box[k], soft[k]) for k in positions),
     )
 
 

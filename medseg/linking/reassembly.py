@@ -13,7 +13,7 @@ from medseg.values.instances import crop_to_object
 from medseg.values.pasting import paste_masks
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Patch:
     """A mask in one slice: crop [h, w] and the (row, column) of its first pixel; crops may be empty of pixels."""
 
@@ -91,10 +91,10 @@ def build_object(
             for z, patch in enumerate(between, start=z0 + 1):
                 if patch.mask.any():
                     guessed.setdefault(z, []).append(patch)
-    windows = dict(zip(members, nodes.windows[list(members), :2].tolist(), strict=True))
+    rows, columns = (dict(zip(members, line, strict=True)) for line in nodes.windows[list(members), :2].T.tolist())
     patches = {}
     for z in sorted({*seen, *guessed}):
-        own = [Patch(mask=nodes.masks[i], row=windows[i][0], column=windows[i][1]) for i in seen.get(z, ())]
+        own = [Patch(mask=nodes.masks[i], row=rows[i], column=columns[i]) for i in seen.get(z, ())]
         patches[z] = _unite([*own, *guessed.get(z, ())])
     return Object3D(
         label=int(nodes.labels[members[0]]),
@@ -321,5 +321,12 @@ def _centroid(patch: Patch) -> NDArray[np.float64]:
 
 
 def _signed_distance(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.float64]:
-    inside = ndimage.distance_transform_edt(mask, sampling=pixel_mm)
-    return inside - ndimage.distance_transform_edt(~mask, sampling=pixel_mm)
+    return _distance(mask, pixel_mm) - _distance(~mask, pixel_mm)
+
+
+def _distance(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> NDArray[np.float64]:
+    """Return [h, w] mm to the nearest pixel that is not set: SciPy's, which takes as long again for the distances."""
+    nearest = ndimage.distance_transform_edt(mask, sampling=pixel_mm, return_distances=False, return_indices=True)
+    row = (nearest[0] - np.arange(mask.shape[0])[:, None]) * pixel_mm[0]
+    column = (nearest[1] - np.arange(mask.shape[1])) * pixel_mm[1]
+    return np.sqrt(row * row + column * column)

@@ -113,4 +113,4 @@ def _smoothed(pool: tuple[float, float, float]) -> float:
 
 def _sum(values: Iterable[float]) -> float:
     """Return a sum that does not depend on the order: the same upside down."""
-    return float(np.sum(np.sort(np.fromiter(values, np.float64))))
+    return float(np.array(sorted(values)).sum())
