@@ -48,8 +48,8 @@ def test_a_longer_track_that_lies_over_an_end_speaks_against_a_short_one():
     assert kept(short, column(long, left=27)) == [0, 1]  # 5 of 12 columns: 1.78 - 0.96
     assert kept(short, column(long, label=ORGAN)) == [0, 1]
     assert kept(short, column([1, 2, 3], score=0.7)) == [0, 1]  # not longer: neither is a piece of the other
-    # Only in the slice of the end itself: two objects side by side.
-    assert kept(short, column([1, 2, 6, 9, 10]), gap_mm=0.0) == [0, 1]
+    # In the slice of the end itself, and nowhere near besides: not what the object goes on as.
+    assert kept(short, column([1, 2, 6, 9, 10], left=21), gap_mm=0.0) == [0, 1]
 
 
 @pytest.mark.parametrize("last, wide, narrow", [(5, 1, 1), (4, 1, 2), (3, 2, 2)])
