@@ -70,7 +70,9 @@ def niivue() -> str:
 def for_script(data: Any) -> str:
     """Return JSON that may stand unescaped in a ``<script type="application/json">``; NaN is null."""
     text = json.dumps(_without_nan(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return "".join(_DANGEROUS.get(letter, letter) for letter in text)
+    for letter, escaped in _DANGEROUS.items():
+        text = text.replace(letter, escaped)
+    return text
 
 
 def packed(data: bytes) -> str:
