@@ -136,3 +136,19 @@ def test_a_slice_that_was_filled_in_counts_whole():
     (instance,) = found
     plane = obj.chance[4 - obj.offset[0]]
     assert set(np.unique(plane)) == {0.0, 1.0} and plane.sum() == instance.slice_mask(4).sum()
+
+
+def test_a_detection_of_two_objects_gives_each_its_own_part():
+    """Two objects side by side that were seen as one: neither has a probability where the other is."""
+    geometry = grid()
+    whole = np.zeros(SHAPE, np.bool_)
+    whole[4, 2:8, 3:11] = True
+    left, right = whole.copy(), whole.copy()
+    left[..., 7:], right[..., :7] = False, False
+    found = InstanceSet.from_masks([(2, left), (2, right)], geometry, LABELS)
+    first, second = soften(found, seen([whole], 0.9), 0.5)
+    for obj, own, other in ((first, left, right), (second, right, left)):
+        full = np.zeros(SHAPE, np.float32)
+        full[tuple(slice(o, o + n) for o, n in zip(obj.offset, obj.chance.shape, strict=True))] = obj.chance
+        np.testing.assert_array_equal(full >= 0.5, own)
+        assert not full[other].any() and full[3].sum() == 0

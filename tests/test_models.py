@@ -495,17 +495,19 @@ def test_a_second_look_moves_boxes_on_and_counts_the_lower_score(monkeypatch: py
 
 def test_masks_of_single_labels_take_a_share_of_the_semantic_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probability that grows with the column: cells of an organ's mask get that of their middle; a lesion's none."""
-    plan = tiny_plan({"inference.score_threshold": 0.3, "inference.semantic_share": 0.25, "model.mask_margin": 0.0})
+    labels = LabelTable.from_names(["lesion", "organ"], kinds={"lesion": "ids"})
+    settings = {"inference.score_threshold": 0.3, "inference.semantic_share": 0.25, "model.mask_margin": 0.0}
+    plan = tiny_plan(settings, labels=labels)
     heads = build_mask_rcnn(plan).roi_heads.eval()
-    monkeypatch.setattr(heads, "_boxes", lambda features, boxes: (torch.eye(3)[[2, 1]] * 9, torch.zeros(2, 12)))
+    monkeypatch.setattr(heads, "_boxes", lambda features, boxes: (torch.eye(3)[[1, 2]] * 9, torch.zeros(2, 12)))
     boxes = [torch.tensor([[40.0, 16.0, 54.0, 44.0]]), torch.tensor([[10.0, 12.0, 38.0, 40.0]])]  # a lesion, an organ
     features = [level.repeat(2, 1, 1, 1) for level in pyramid((64, 64), 4, channels=32)]
     dense = torch.zeros(2, 2, 16, 16)
-    dense[1, 0] = (torch.arange(16) * 4 + 2) / 64  # at the middle of cell j lies column 4 j + 2
+    dense[1, 1] = (torch.arange(16) * 4 + 2) / 64  # at the middle of cell j lies column 4 j + 2
     with torch.inference_mode():
         plain = heads.results(features, boxes, (64, 64))
         mixed = heads.results(features, boxes, (64, 64), dense)
-    assert [r.classes.tolist() for r in mixed] == [[2], [1]]
+    assert [r.classes.tolist() for r in mixed] == [[1], [2]]
     torch.testing.assert_close(mixed[0].masks, plain[0].masks)
     told = ((10 + 2 * (torch.arange(14) + 0.5)) / 64).expand(1, 14, 14)
     torch.testing.assert_close(mixed[1].masks, 0.75 * plain[1].masks + 0.25 * told)
