@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 SETTINGS = {
     "input.air_threshold": -300.0,
     "training.augment": False,
-    "training.steps": 60,
+    "training.steps": 100,
     "training.batch_size": 3,
     "training.learning_rate": 0.0015,
     "training.jittered_boxes": 8,
@@ -106,7 +106,7 @@ def test_the_right_objects_are_found(prediction: Prediction, case: tuple[Volume,
             for i in found
             if i.label == instance.label
         ]
-        assert max(dice) > 0.6  # 0.71 to 0.84 after 60 steps
+        assert max(dice) > 0.6  # 0.81 and 0.82 after 100 steps
     assert prediction.warnings == () and set(prediction.seconds) == {"grid", "network", "linking"}
 
 
