@@ -14,7 +14,7 @@ from medseg.io.atomic import atomic_path, write_text
 from medseg.metrics.measurement import measure
 from medseg.reporting.html import amount, data_uri, for_script, niivue, number, packed, render
 from medseg.reporting.page_tables import Cell, plain, words
-from medseg.reporting.pictures import Picture, slice_pictures
+from medseg.reporting.pictures import Picture, plane_pictures, slice_pictures
 from medseg.reporting.tables import measurement_dict
 from medseg.reporting.tiles import Window
 from medseg.reporting.viewer import viewer_data
@@ -135,7 +135,7 @@ def describe_case(
 def save_case(case: CaseReport, folder: Path) -> Path:
     """Write a case's report.html and, where there is an image, the thumbnail of it; return the report's path."""
     if case.volume is not None:
-        picture = case.pictures(1)[0]
+        picture = plane_pictures(case.volume, case.instances, plane="axial", window=case.window, count=1)[0]
         with atomic_path(folder / f"{case.name}{THUMBNAIL_ENDING}") as temporary:
             temporary.write_bytes(picture.jpeg)
     return case.save(folder / REPORT_FILE)
