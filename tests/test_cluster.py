@@ -26,6 +26,7 @@ from medseg.errors import ClusterError, ConfigError, InputError
 from medseg.evaluation import evaluate_files
 from medseg.inference.run import WEIGHTS_FILE
 from medseg.io import write_volume
+from medseg.io.atomic import is_leftover
 from medseg.io.failures import Failure, read_failures, write_failures
 from medseg.training.cohort import prepare_cohort
 
@@ -227,9 +228,11 @@ def runs(cohort: Path, scheduler: ClusterChoice) -> tuple[Path, Path]:
 
 
 def contents(folder: Path) -> dict[str, bytes | dict]:
-    """What is in the files of results, run.json but for times."""
+    """What is in the files of results, run.json but for times; what a killed worker left half written is none."""
     found: dict[str, bytes | dict] = {}
     for path in sorted(folder.rglob("*")):
+        if is_leftover(path):
+            continue
         if path.name == "run.json":
             found[str(path.relative_to(folder))] = {
                 key: value for key, value in json.loads(path.read_text()).items() if key not in ("date", "seconds")

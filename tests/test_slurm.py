@@ -21,6 +21,7 @@ from medseg.cluster.connect import connected
 from medseg.cluster.slurm import _import_cluster, find_profile, load_profile
 from medseg.errors import ClusterError, ConfigError
 from medseg.io import write_volume
+from medseg.io.atomic import is_leftover
 from medseg.training.cohort import train_cohort
 
 TEMPLATES = Path(__file__).parents[1] / "pipelines" / "slurm"
@@ -166,9 +167,11 @@ def test_what_slurm_refuses_is_told_before_waiting(
 
 
 def contents(results: Path) -> dict[str, bytes | dict]:
-    """What is in the files of results; of run.json all but times."""
+    """What is in the files of results; of run.json all but times. What a killed job left half written is none."""
     found: dict[str, bytes | dict] = {}
     for path in filter(Path.is_file, sorted(results.rglob("*"))):
+        if is_leftover(path):
+            continue
         if path.name == "run.json":
             record = json.loads(path.read_text())
             found[str(path.relative_to(results))] = record | {"date": None, "seconds": None}
