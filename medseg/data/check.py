@@ -15,8 +15,9 @@ from highdicom import Volume
 from medseg.cluster.connect import Cluster
 from medseg.cluster.run import in_order
 from medseg.data.check_case import CaseFacts, case_facts, image_errors, image_hash
-from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case, run_rows
+from medseg.data.cohort import broken_errors, raise_broken, read_cohort_case
 from medseg.data.layouts import Cohort
+from medseg.data.rows import run_rows
 from medseg.errors import InputError, MedsegError
 from medseg.io.cohort_table import CohortRow
 from medseg.io.failures import Failure

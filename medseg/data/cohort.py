@@ -1,15 +1,12 @@
 """Labelled cohorts: find the cases, read and check each one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 from highdicom import Volume, VolumeGeometry
 
-from medseg.cluster.connect import Cluster
-from medseg.cluster.run import run_cases
 from medseg.data.grid import stack_channels
 from medseg.data.layouts import DATASET_NAMES, ONE_CHANNEL, Cohort, find_dataset, find_images
 from medseg.errors import CasesError, ConfigError, GeometryError, InputError, MedsegError
@@ -23,7 +20,6 @@ from medseg.io.cohort_table import (
     read_cohort_table,
 )
 from medseg.io.dicom_context import DicomContext, read_dicom_context
-from medseg.io.failures import Failure
 from medseg.io.identity import read_patient_id
 from medseg.io.instances import has_segments, is_dicom, read_instances
 from medseg.io.label_names import read_label_table, united_labels
@@ -36,7 +32,6 @@ from medseg.values.instances import InstanceSet
 from medseg.values.kinds import by_kind
 from medseg.values.placement import place
 
-R = TypeVar("R")
 #: What a table of cases ends with.
 TABLE_SUFFIXES = (".csv", LIST_SUFFIX)
 #: What a cohort may be, for messages.
@@ -368,19 +363,6 @@ def read_cases(cohort: Cohort, track: Track = silent) -> Iterator[tuple[CohortRo
             continue
         yield row, volumes, instances
     raise_broken(errors, cohort)
-
-
-def run_rows(
-    function: Callable[[Cohort, CohortRow], R | Failure],
-    cohort: Cohort,
-    rows: Sequence[CohortRow],
-    cluster: Cluster | None,
-    *,
-    stage: str,
-) -> Iterator[tuple[str, R | Failure]]:
-    """Apply a function to rows of a cohort, see `run_cases`; each travels with the cohort's facts and no other row."""
-    alone = partial(function, replace(cohort, rows=(), broken=()))
-    return run_cases(alone, {row.name: row for row in rows}, cluster, stage=stage)
 
 
 def raise_broken(errors: Sequence[MedsegError], cohort: Cohort) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import medseg
 from medseg.cluster.connect import Cluster
 from medseg.data.cache import CachedCase, load_case, prepare_case
-from medseg.data.cohort import Cohort, broken_errors, raise_broken, read_cohort_case, run_rows
+from medseg.data.cohort import Cohort, broken_errors, raise_broken, read_cohort_case
+from medseg.data.rows import run_rows
 from medseg.errors import InputError, MedsegError
 from medseg.io.atomic import write_json
 from medseg.io.cohort_table import CohortRow
