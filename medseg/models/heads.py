@@ -240,7 +240,7 @@ class RoiHeads(nn.Module):
         boxes = with_margin(boxes, self.mask_margin)
         counts = torch.bincount(image, minlength=len(proposals)).tolist()
         masks = self._chances(features, list(boxes.split(counts)), classes)
-        if dense is not None and self.limits.semantic_share and any(self.alone):
+        if dense is not None and any(self.alone):
             masks = self._with_dense(masks, dense, boxes, classes, image)
         parts = zip(*(part.split(counts) for part in (boxes, scores, classes, masks)), strict=True)
         return [Result(*part) for part in parts]

@@ -78,7 +78,7 @@ class MaskRCNN(nn.Module):
         logits, features = self._features(images)
         size = (images.shape[-2], images.shape[-1])
         proposals, _ = self.rpn(ImageList(images, [size] * len(images)), features)
-        dense = None if logits is None else logits.sigmoid()
+        dense = logits.sigmoid() if logits is not None and self.roi_heads.limits.semantic_share else None
         return self.roi_heads.results(list(features.values()), proposals, size, dense)
 
     def _features(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
