@@ -8,7 +8,7 @@ object by object, so that neighbours of one class stay apart. It is the fusion o
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from highdicom import VolumeGeometry
@@ -49,13 +49,8 @@ class SoftObject:
 
     def moved(self, axis_map: AxisMap, shape: tuple[int, ...]) -> "SoftObject":
         """Return the same object, array axes of a volume of ``shape`` in another order."""
-        return SoftObject(
-            instance=self.instance,
-            label=self.label,
-            score=self.score,
-            chance=np.ascontiguousarray(axis_map.array(self.chance)),
-            offset=axis_map.offset(self.offset, self.chance.shape, shape),
-        )
+        chance = np.ascontiguousarray(axis_map.array(self.chance))
+        return replace(self, chance=chance, offset=axis_map.offset(self.offset, self.chance.shape, shape))
 
     @property
     def bounds(self) -> NDArray[np.int64]:
@@ -191,7 +186,7 @@ def agree(
     )
     for direction, obj in order:
         near = [c for c in clusters if direction not in c and next(iter(c.values())).label == obj.label]
-        overlaps = [_iou(_mean(c), _mean({direction: obj}), config.mask_threshold) for c in near]
+        overlaps = [_iou(_mean(c), obj, config.mask_threshold) for c in near]
         if overlaps and max(overlaps) > SAME_OBJECT_IOU:
             near[int(np.argmax(overlaps))][direction] = obj
         else:
@@ -208,7 +203,7 @@ def agree(
         if mean.label in alone & taken:
             continue
         taken.add(mean.label)
-        chosen.append((_scored(mean, min(1.0, score)), {d: o.instance for d, o in cluster.items()}))
+        chosen.append((replace(mean, score=min(1.0, score)), {d: o.instance for d, o in cluster.items()}))
     objects = [obj for obj, _ in chosen]
     found = []
     for obj, mask, (_, members) in zip(objects, _settled(objects, config.mask_threshold), chosen, strict=True):
@@ -229,10 +224,6 @@ def agree(
     )
 
 
-def _scored(obj: SoftObject, score: float) -> SoftObject:
-    return SoftObject(instance=obj.instance, label=obj.label, score=score, chance=obj.chance, offset=obj.offset)
-
-
 def _mean(cluster: dict[int, SoftObject]) -> SoftObject:
     """Return the mean of objects, weighted by their scores, on the window that holds them all."""
     members = [cluster[direction] for direction in sorted(cluster)]
@@ -247,20 +238,15 @@ def _mean(cluster: dict[int, SoftObject]) -> SoftObject:
         window = tuple(slice(a, b) for a, b in (member.bounds - low).T.tolist())
         total[window] += share * member.chance
         weight += share
-    first = members[0]
-    return SoftObject(
-        instance=first.instance,
-        label=first.label,
-        score=first.score,
-        chance=(total / weight).astype(np.float32),
-        offset=(int(low[0]), int(low[1]), int(low[2])),
-    )
+    chance = (total / weight).astype(np.float32)
+    return replace(members[0], chance=chance, offset=(int(low[0]), int(low[1]), int(low[2])))
 
 
 def _iou(a: SoftObject, b: SoftObject, threshold: float) -> float:
-    sizes = sum(int(np.count_nonzero(obj.chance >= threshold)) for obj in (a, b))
     shared = sum(int(np.count_nonzero((u >= threshold) & (v >= threshold))) for u, v in _common(a, b))
-    return shared / max(1, sizes - shared)
+    if not shared:  # most objects are nowhere near each other
+        return 0.0
+    return shared / (sum(int(np.count_nonzero(obj.chance >= threshold)) for obj in (a, b)) - shared)
 
 
 def _common(a: SoftObject, b: SoftObject) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
