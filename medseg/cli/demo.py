@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,8 +150,6 @@ def _reports(out: Path, evaluation: "Evaluation") -> list[Path]:
 
 def _baseline_f1(out: Path) -> float:
     """Tune threshold and components on half of the training patients; return their lesion F1 on the test patients."""
-    from dataclasses import replace
-
     from medseg.baseline import IOU, tune_baseline
     from medseg.data.cohort import find_cohort, read_cases
     from medseg.metrics.evaluation import evaluate_case, summarise

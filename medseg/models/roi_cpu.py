@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Boxes that are taken back at once, each in a window as large as the largest of them needs; bounds the memory.
+#: Boxes that are taken back, or cut out, at once, each in a window as large as the largest of them needs; bounds the
+#: memory.
 BOXES_AT_ONCE = 16
 
 

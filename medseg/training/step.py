@@ -32,8 +32,8 @@ class Stepper:
 
     On a CPU every sample is a group of its own, on a thread of its own: convolutions of small slices gain nothing from
     several threads each, and a step is nearly twice as fast on two cores. On a GPU all are one group, or as many as
-    ``accumulate`` asks for. The losses are means over images, so the sum over groups,
-    and over processes, is that of the whole batch; it is taken in the order of the samples and always the same.
+    ``accumulate`` asks for. The losses are means over images, so the sum over groups, and over processes, is that of
+    the whole batch; it is taken in the order of the samples and always the same.
     """
 
     def __init__(self, model: MaskRCNN, settings: TrainingPlan, device: torch.device, world: World = ALONE):
